@@ -1,0 +1,1 @@
+"""Devices run Programs."""

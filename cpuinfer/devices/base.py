@@ -1,0 +1,79 @@
+"""What a device is: something that compiles a Program and runs batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpuinfer.graph.dtypes import KVType
+from cpuinfer.graph.program import Program
+from cpuinfer.graph.weights import Weight
+
+PAGE_TOKENS = 16
+"""Tokens in a KV page: the lanes of a vf16, so that a page of keys is one vector per head dimension."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of ragged work, built whole. Sequence s owns tokens q_indptr[s]:q_indptr[s+1].
+
+    tokens, positions [T] i32; q_indptr [S+1] i32; block_tables [S, max_blocks] i32, the page of each 16 positions
+    (entries past the sequence's end are ignored); logit_rows [R] i32, the tokens whose logits are wanted.
+    Positions of one sequence's tokens are consecutive; every page they and their past need is in the table.
+    """
+
+    tokens: NDArray[np.int32]
+    positions: NDArray[np.int32]
+    q_indptr: NDArray[np.int32]
+    block_tables: NDArray[np.int32]
+    logit_rows: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an Executable allocates for, once: tokens and logit rows of a step, pages of KV, positions of a sequence."""
+
+    max_tokens: int
+    max_rows: int
+    n_pages: int
+    max_context: int
+    kv_type: KVType = KVType.F16
+
+
+class Executable(Protocol):
+    """A compiled Program with its memory. Not thread-safe: one caller at a time."""
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits [R, V], a view valid until the next run.
+
+        Raises ValueError if the batch breaks a limit or its own invariants (checked before anything runs).
+        """
+        ...
+
+    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Rows of a buffer after a run: f32 [rows, width], or raw bytes [rows, row_bytes] for q8 and bf16.
+
+        Only buffers whose memory no later op reuses are still intact; the output always is.
+        """
+        ...
+
+    def op_seconds(self) -> NDArray[np.float64]:
+        """Seconds spent in each op of the compiled program since the last call (zeros where not measured)."""
+        ...
+
+
+class Device(Protocol):
+    """A way to run Programs."""
+
+    name: str
+
+    def compile(self, program: Program, weights: Mapping[str, Weight], limits: Limits) -> Executable:
+        """Check every weight against the program, allocate everything, return what runs it.
+
+        Raises ValueError for a missing or mismatched weight, and for an op or a type which the device lacks.
+        """
+        ...

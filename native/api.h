@@ -1,0 +1,112 @@
+/* The whole C interface of libcpuinfer_<isa>.so. Read twice: by the compiler and by cffi's cdef, so this file holds
+ * bare enums, structs and prototypes only (no #include, no macro, no attribute). */
+
+/* Element types. Weight types carry their GGUF numbers, so no second table maps them. */
+enum ci_type {
+    CI_F32 = 0,
+    CI_F16 = 1,
+    CI_Q4_0 = 2,
+    CI_Q4_1 = 3,
+    CI_Q8_0 = 8,
+    CI_BF16 = 30,
+    /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale][n/32 int32 sum of q],
+     * rows ci_q8_row_bytes(n) apart. Never a weight type. */
+    CI_Q8A = 1000
+};
+
+enum ci_op_kind {
+    CI_OP_EMBED = 1,           /* out[t] = row tokens[t] of w[0] */
+    CI_OP_RMSNORM = 2,         /* out = in[0] / sqrt(mean(in[0]^2) + eps) * w[0] */
+    CI_OP_QUANTIZE = 3,        /* out = in[0] in out_type (CI_Q8A or CI_BF16) */
+    CI_OP_MATMUL = 4,          /* out = in[0] @ w[0]^T (+ in[1] where in[1] is not null) */
+    CI_OP_MATMUL_SWIGLU = 5,   /* out = silu(in[0] @ w[0]^T) * (in[0] @ w[1]^T) */
+    CI_OP_MATMUL_QKV_ROPE = 6, /* q, k, v = in[0] @ w[0..2]^T; out = rope(q); KV pages of layer <- rope(k), v */
+    CI_OP_ROPE = 7,            /* out = rope(in[0]), heads of head_dim */
+    CI_OP_KV_WRITE = 8,        /* KV pages of layer <- in[0] (k), in[1] (v) */
+    CI_OP_ATTENTION = 9,       /* out = softmax(scale * in[0] @ K^T, causal) @ V over the pages of layer */
+    CI_OP_ADD = 10,            /* out = in[0] + in[1] */
+    CI_OP_SWIGLU = 11,         /* out = silu(in[0]) * in[1] */
+    CI_OP_TAKE_ROWS = 12       /* out[r] = in[0][logit_rows[r]] */
+};
+
+/* A matrix [n, k] in the packed r16k4 layout of its type, or (type CI_F32, k == 1) a plain vector of n floats. */
+typedef struct ci_weight {
+    const void *data;
+    int32_t type;
+    int32_t n;
+    int32_t k;
+    int32_t unused;
+} ci_weight;
+
+typedef struct ci_op {
+    int32_t kind;           /* ci_op_kind */
+    int32_t barrier_before; /* 1: the team meets before this op starts */
+    int32_t rows_are_logits; /* 0: the op runs over the T tokens; 1: over the R rows that need logits */
+    int32_t n;              /* output width */
+    int32_t k;              /* input width */
+    int32_t in_type;        /* ci_type of in[0] */
+    int32_t out_type;       /* ci_type of out */
+    int32_t heads;          /* query heads (ROPE: heads in the row) */
+    int32_t kv_heads;
+    int32_t head_dim;
+    int32_t layer;
+    float eps;
+    float scale;
+    const void *in[2];
+    void *out;
+    const float *rope; /* [positions][2][head_dim]: cos, then sin with the sign of the pair (-sin, +sin) */
+    ci_weight w[3];
+} ci_op;
+
+/* KV pages. Page p of layer l starts at data + l * layer_bytes + p * page_bytes and holds 16 tokens:
+ * K as [kv_head][head_dim][16], then, k_bytes further, V as [kv_head][16][head_dim], both of element type `type`. */
+typedef struct ci_kv {
+    void *data;
+    int64_t layer_bytes;
+    int64_t page_bytes;
+    int64_t k_bytes;
+    int32_t type;
+    int32_t n_pages;
+} ci_kv;
+
+/* One step. Sequence s owns tokens q_indptr[s] .. q_indptr[s+1]-1; the key at position p of sequence s lives in page
+ * block_tables[s * block_stride + p / 16], lane p % 16. Positions of a sequence's tokens are consecutive. */
+typedef struct ci_batch {
+    int32_t n_tokens;
+    int32_t n_seqs;
+    int32_t n_rows;
+    int32_t block_stride;
+    const int32_t *tokens;       /* [T] */
+    const int32_t *positions;    /* [T] */
+    const int32_t *q_indptr;     /* [S+1] */
+    const int32_t *block_tables; /* [S][block_stride] */
+    const int32_t *logit_rows;   /* [R] token indices */
+} ci_batch;
+
+typedef struct ci_program {
+    const ci_op *ops;
+    int32_t n_ops;
+    int32_t n_threads;
+    ci_kv kv;
+    void *workspace; /* 64-byte aligned; n_threads private areas, then one shared area */
+    int64_t thread_bytes;
+    int64_t shared_bytes;
+    double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
+} ci_program;
+
+/* Run one step. Returns 0, or a negative number: -1 an unknown op, -2 a type the op has no kernel for. */
+int32_t ci_run(const ci_program *program, const ci_batch *batch);
+
+/* Bytes of workspace that ci_run needs: private per thread, and shared. max_tokens and max_context bound any batch. */
+int64_t ci_thread_bytes(const ci_op *ops, int32_t n_ops, int32_t max_tokens);
+int64_t ci_shared_bytes(const ci_op *ops, int32_t n_ops, int32_t n_threads, int32_t max_tokens, int32_t max_context);
+
+/* Bytes of one CI_Q8A row of width n. */
+int64_t ci_q8_row_bytes(int32_t n);
+
+/* The level's name, e.g. "avx2", and its build map: one "header<TAB>folder" line per header it resolved. */
+const char *ci_level(void);
+const char *ci_build_map(void);
+
+/* Sum of n 64-bit words read by n_threads threads; times repetitions. For measuring the read bandwidth. */
+uint64_t ci_read_words(const uint64_t *words, int64_t n, int32_t n_threads, int32_t repetitions);
