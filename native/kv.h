@@ -3,7 +3,7 @@
 #define CPUINFER_KV_H
 #include <vec.h>
 
-#include "api.h"
+#include "kernels.h"
 
 enum { CI_PAGE = 16 }; /* tokens in a page: the lanes of a vf16 */
 
