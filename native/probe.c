@@ -105,8 +105,8 @@ static const struct {
     const char *name;
     uint64_t word, bit;
 } features[] = {
-    {"asimd", AT_HWCAP, 1},    {"fphp", AT_HWCAP, 9},   {"asimdhp", AT_HWCAP, 10}, {"asimddp", AT_HWCAP, 20},
-    {"sve", AT_HWCAP, 22},     {"sve2", AT_HWCAP2, 1},  {"i8mm", AT_HWCAP2, 13},   {"bf16", AT_HWCAP2, 14},
+    {"asimd", AT_HWCAP, 1}, {"fphp", AT_HWCAP, 9},  {"asimdhp", AT_HWCAP, 10}, {"asimddp", AT_HWCAP, 20},
+    {"sve", AT_HWCAP, 22},  {"sve2", AT_HWCAP2, 1}, {"i8mm", AT_HWCAP2, 13},   {"bf16", AT_HWCAP2, 14},
 };
 
 int32_t ci_probe_features(char *names, int32_t size) {
