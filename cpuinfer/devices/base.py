@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
 from cpuinfer.graph.weights import Weight
+from numpy.typing import NDArray
 
 PAGE_TOKENS = 16
 """Tokens in a KV page: the lanes of a vf16, so that a page of keys is one vector per head dimension."""

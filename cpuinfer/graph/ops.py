@@ -17,6 +17,9 @@ from cpuinfer.graph.dtypes import Activation, KVType, WeightType
 if TYPE_CHECKING:
     from cpuinfer.graph.program import Buffer, Op, Program, WeightSpec
 
+AttrValue = int | float | str
+"""An attribute's value; a str names a constant of the Program."""
+
 F32 = (Activation.F32,)
 ANY = (Activation.F32, Activation.BF16, Activation.Q8)
 
@@ -40,7 +43,7 @@ class Operand:
 class Attr:
     """An attribute: its type, and its least value where it is a number. A str names a constant of the Program."""
 
-    type: type
+    type: type[int] | type[float] | type[str]
     least: float = 0
 
 
@@ -143,22 +146,22 @@ class OpSpec:
                 op, f"takes attributes {sorted(self.attrs)}, got {sorted(op.attrs)}", "set each"
             )
         for name, attr in self.attrs.items():
-            value = op.attrs[name]
-            if type(value) is not attr.type:
+            value: Any = op.attrs[name]
+            if not isinstance(value, attr.type) or isinstance(value, bool):
                 raise _error(
                     op,
                     f"attribute {name} is a {attr.type.__name__}, got {value!r}",
                     "convert it",
                 )
-            if attr.type is not str and not attr.least <= value < math.inf:
+            if not isinstance(value, str) and not attr.least <= value < math.inf:
                 raise _error(
                     op,
                     f"attribute {name} is {value}",
                     f"it must be finite and at least {attr.least}",
                 )
-            if attr.type is int:
+            if isinstance(value, int):
                 dims[name] = value
-        if "kv_heads" in self.attrs and op.attrs["heads"] % op.attrs["kv_heads"]:
+        if {"heads", "kv_heads"} <= self.attrs.keys() and op.attrs["heads"] % op.attrs["kv_heads"]:
             raise _error(
                 op,
                 f"{op.attrs['heads']} query heads over {op.attrs['kv_heads']} KV heads",
