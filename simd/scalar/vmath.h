@@ -3,11 +3,10 @@
 #define CPUINFER_VMATH_H
 #include <vec.h>
 
-/* exp(x) for x <= 88; x below -87 gives exp(-87), about 1.6e-38. NaN propagates as vf_max and vf_min define.
- * x = n ln2 + r, |r| <= ln2/2; the polynomial is the degree-6 Taylor-like minimax of Cephes expf. Relative error < 2^-22. */
-static inline vf16 vf_exp(vf16 x) {
-    x = vf_max(vf_min(x, vf_set1(88.0f)), vf_set1(-87.0f));
-    vf16 n = vf_round(vf_mul(x, vf_set1(1.44269504088896341f)));
+/* exp(x) for x in [-87, 88] or NaN. x = n ln2 + r, |r| <= ln2/2; polynomial of Cephes expf (degree 5 in r, after the
+ * exact terms 1 + r). n is clamped after rounding only so that a NaN, which r carries on, cannot reach vf_scale2. */
+static inline vf16 vf_exp_in_range(vf16 x) {
+    vf16 n = vf_max(vf_round(vf_mul(x, vf_set1(1.44269504088896341f))), vf_set1(-126.0f));
     vf16 r = vf_fma(n, vf_set1(-0.693359375f), x);
     r = vf_fma(n, vf_set1(2.12194440e-4f), r);
     vf16 p = vf_set1(1.9875691500e-4f);
@@ -19,6 +18,17 @@ static inline vf16 vf_exp(vf16 x) {
     vf16 one_plus_r = vf_add(r, vf_set1(1.0f));
     p = vf_fma(p, vf_mul(r, r), one_plus_r);
     return vf_scale2(p, n);
+}
+
+/* exp(x), relative error below 2^-23 (tested against float64). x below -87 gives exp(-87), about 1.6e-38, and x above
+ * 88 gives exp(88), about 1.7e38: always finite and normal. exp(0) is exactly 1. NaN gives NaN. */
+static inline vf16 vf_exp(vf16 x) {
+    return vf_exp_in_range(vf_max(vf_set1(-87.0f), vf_min(vf_set1(88.0f), x)));
+}
+
+/* vf_exp(x) for x <= 0: the same bits, one operation less. */
+static inline vf16 vf_exp_nonpositive(vf16 x) {
+    return vf_exp_in_range(vf_max(vf_set1(-87.0f), x));
 }
 
 /* x / (1 + exp(-x)). */
