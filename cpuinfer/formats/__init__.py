@@ -1,0 +1,24 @@
+"""Model files: GGUF read as untrusted input, the packed file, and the cache that makes one from the
+other.
+"""
+
+from cpuinfer.formats.cache import default_cache_dir, load_model
+from cpuinfer.formats.gguf import GGUFFile, GGUFTensor, open_gguf, read_metadata
+from cpuinfer.formats.header import FormatError
+from cpuinfer.formats.packed import PackedModel, open_packed
+from cpuinfer.formats.packer import pack
+from cpuinfer.formats.quant_types import dequantize
+
+__all__ = [
+    "FormatError",
+    "GGUFFile",
+    "GGUFTensor",
+    "PackedModel",
+    "default_cache_dir",
+    "dequantize",
+    "load_model",
+    "open_gguf",
+    "open_packed",
+    "pack",
+    "read_metadata",
+]
