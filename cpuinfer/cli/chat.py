@@ -101,7 +101,7 @@ class Talk:
 
     def _answer(self) -> tuple[str, str]:
         """The answer, and the line of timing. Ctrl-C ends it early; what was said so far is kept."""
-        prompt = self._llm.chat_token_ids(self.messages)
+        prompt = sampling.chat_ids(self._llm, self.messages)
         stopwatch = sampling.Stopwatch(len(prompt))
         chunks = self._llm.stream(prompt, self._params)
         parts: list[str] = []

@@ -115,7 +115,7 @@ def _prompt(given: str | None) -> str:
 def _stream(llm: LLM, text: str, chat: bool, params: SamplingParams) -> None:
     from cpuinfer.cli.output import note
 
-    prompt: Any = llm.chat_token_ids(_message(text)) if chat else llm.tokenizer.encode(text)
+    prompt = sampling.chat_ids(llm, _message(text)) if chat else llm.tokenizer.encode(text)
     stopwatch = sampling.Stopwatch(len(prompt))
     for chunk in stopwatch.watch(llm.stream(prompt, params)):
         sys.stdout.write(chunk.text)
@@ -132,7 +132,7 @@ def _print_json(llm: LLM, model: str, text: str, chat: bool, params: SamplingPar
     from cpuinfer.cli.limit import as_json
     from cpuinfer.cli.output import print_json
 
-    request = llm.chat(_message(text), params)[0] if chat else llm.generate([text], params)[0]
+    request = llm.chat(_message(text), params) if chat else llm.generate(text, params)[0]
     output = request.outputs[0]
     n_prompt, n = len(request.prompt_token_ids), len(output.token_ids)
     reached = sampling.roofline_of(llm, n_prompt, n, request.timings.decode_tok_s)
@@ -147,9 +147,7 @@ def _print_json(llm: LLM, model: str, text: str, chat: bool, params: SamplingPar
         "seed": request.seed,
         "timings": asdict(request.timings),
         "roofline": as_json(reached),
-        "device": llm.device,
-        "isa": llm.isa,
-        "threads": llm.threads,
+        **sampling.where(llm),
     }
     if output.logprobs is not None:
         found["logprobs"] = _logprobs(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,7 +39,7 @@ def inspect(
     from cpuinfer.graph.ops import StepSize
 
     size = StepSize.of_sequence(tokens, 1, max(context, tokens))
-    _print_stages(list(_stages(str(path))), size, json)
+    _print_stages(list(_stages(path)), size, json)
 
 
 def _print_file(path: str, json: bool) -> None:
@@ -60,10 +61,11 @@ def _print_file(path: str, json: bool) -> None:
 
 def _contents(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Metadata (long arrays cut) and tensors of a plain or packed file."""
-    from cpuinfer.formats import is_packed, open_gguf, open_packed
+    from cpuinfer.formats import open_gguf, open_packed
+    from cpuinfer.formats.gguf import PACK_VERSION_KEY, read_metadata
 
     metadata: dict[str, Any]
-    if is_packed(path):
+    if PACK_VERSION_KEY in read_metadata(path):
         packed = open_packed(path)
         tensors = [(w.name, w.type, w.shape, w.data.nbytes) for w in packed.weights.values()]
         metadata = packed.metadata
@@ -104,13 +106,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
 
 
-def _stages(path: str) -> list[tuple[str, Program]]:
+def _stages(path: Path) -> list[tuple[str, Program]]:
     """The Program as built, then after each pass."""
-    from cpuinfer.engine.load import build_program
-    from cpuinfer.formats import load_model
+    from cpuinfer.cli.load import load_program
     from cpuinfer.graph.passes import stages
 
-    return list(stages(build_program(load_model(path))))
+    return list(stages(load_program(path)[1]))
 
 
 def _print_stages(named: list[tuple[str, Program]], size: StepSize, json: bool) -> None:

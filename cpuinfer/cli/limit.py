@@ -48,17 +48,11 @@ def decode_roofline(
 
 def bandwidth(isa: str, threads: int, fresh: bool = False) -> float:
     """Bytes per second that this machine reads with `threads` threads; measured where it is not known yet."""
-    from cpuinfer.machine.cpu import model_name
+    from cpuinfer.machine.cpu import cpu_name
     from cpuinfer.machine.isa import load
     from cpuinfer.machine.roofline import read_bandwidth
 
-    library = load(isa)
-
-    def read_words(address: int, n: int, n_threads: int, repetitions: int) -> int:
-        words = library.ffi.cast("const uint64_t *", address)
-        return int(library.lib.ci_read_words(words, n, n_threads, repetitions))
-
-    return read_bandwidth(read_words, model_name(), isa, threads, fresh)
+    return read_bandwidth(load(isa).read_words, cpu_name(), isa, threads, fresh)
 
 
 def as_json(roofline: Roofline | None) -> dict[str, Any] | None:

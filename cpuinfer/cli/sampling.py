@@ -87,10 +87,11 @@ def roofline_of(llm: LLM, prompt_tokens: int, completion_tokens: int, tok_s: flo
     """Of one sequence's decoding, at the context in the middle of its answer; None for a device without ISA levels."""
     from cpuinfer.cli.limit import decode_roofline
 
-    if llm.isa is None:
+    isa, threads = where(llm)["isa"], where(llm)["threads"]
+    if isa is None:
         return None
     context = prompt_tokens + completion_tokens / 2
-    return decode_roofline(llm.program, llm.kv_type, context, tok_s, llm.isa, llm.threads)
+    return decode_roofline(llm.program, llm.limits.kv_type, context, tok_s, isa, threads)
 
 
 def timing_line(llm: LLM, stopwatch: Stopwatch) -> str:
@@ -103,5 +104,23 @@ def timing_line(llm: LLM, stopwatch: Stopwatch) -> str:
     reached = roofline_of(llm, stopwatch.prompt_tokens, n, tok_s)
     if reached is not None:
         parts.append(in_words(reached))
-    where = llm.device if llm.isa is None else f"{llm.device}/{llm.isa}, {llm.threads} threads"
-    return f"[{'; '.join(parts)}; {where}]"
+    ran = where(llm)
+    level = f"/{ran['isa']}" if ran["isa"] else ""
+    parts.append(f"{ran['device']}{level}, {ran['threads']} threads")
+    return f"[{'; '.join(parts)}]"
+
+
+def chat_ids(llm: LLM, messages: list[dict[str, str]]) -> list[int]:
+    """The conversation in the model's chat template, ready for its answer; the template writes its special tokens."""
+    text = llm.chat_template.render(messages, add_generation_prompt=True)
+    return llm.tokenizer.encode(text, add_special=False, parse_special=True)
+
+
+def where(llm: LLM) -> dict[str, Any]:
+    """What ran: the device, its ISA level (null where it has none) and its threads."""
+    device: Any = llm.device
+    return {
+        "device": device.name,
+        "isa": getattr(device, "isa", None),
+        "threads": getattr(device, "threads", 1),
+    }

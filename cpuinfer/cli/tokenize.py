@@ -29,9 +29,9 @@ def tokenize(
 
     if text is None:
         text = sys.stdin.read()
-    tokenizer = Tokenizer.from_metadata(read_metadata(hub.resolve(model, progress=True)))
+    tokenizer = Tokenizer.from_gguf(read_metadata(hub.resolve(model, progress=True)))
     ids = tokenizer.encode(text, add_special=not no_special, parse_special=not no_special)
-    pieces = [tokenizer.piece(token) for token in ids]
+    pieces = [tokenizer.token_bytes(token).decode(errors="replace") for token in ids]
     if json:
         print_json({"model": model, "tokens": ids, "pieces": pieces, "count": len(ids)})
         return

@@ -31,6 +31,7 @@ def verify(
     """
     from cpuinfer.cli.generate import open_llm
     from cpuinfer.cli.output import print_json, working
+    from cpuinfer.cli.sampling import where
 
     llm = open_llm(model, threads, isa, device, kv_type, None)
     with working("running the fixed prompts"):
@@ -43,9 +44,7 @@ def verify(
                 "fingerprint": found,
                 "prompts": list(LENGTHS),
                 "kv_type": kv_type.value,
-                "device": llm.device,
-                "isa": llm.isa,
-                "threads": llm.threads,
+                **where(llm),
             }
         )
         return
@@ -59,7 +58,7 @@ def prompt(length: int, vocab_size: int) -> list[int]:
 
 def fingerprint(llm: LLM) -> str:
     """SHA-256, in hexadecimal, over the logits [T, V] of each prompt in turn as little-endian f32."""
-    lengths = [n for n in LENGTHS if n <= llm.max_context]
+    lengths = [n for n in LENGTHS if n <= llm.limits.max_context]
     digest = hashlib.sha256()
     for length in lengths:
         digest.update(_bytes(llm.logits(prompt(length, llm.program.vocab_size))))
