@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
+from cpuinfer.graph.r16k4 import packed_nbytes
 from cpuinfer.graph.weights import Weight
-from numpy.typing import NDArray
 
 PAGE_TOKENS = 16
 """Tokens in a KV page: the lanes of a vf16, so that a page of keys is one vector per head dimension."""
@@ -86,3 +88,81 @@ class Device(Protocol):
         Raises ValueError for a missing or mismatched weight, and for an op or a type which the device lacks.
         """
         ...
+
+
+def check_weights(program: Program, weights: Mapping[str, Weight]) -> None:
+    """Raise ValueError for a weight of the Program that is missing, or differs in type, shape or bytes."""
+    for name, spec in program.weights.items():
+        weight = weights.get(name)
+        if weight is None:
+            raise ValueError(f"weight {name} is missing; program {program.name} needs it")
+        if (weight.type, weight.shape) != (spec.type, spec.shape):
+            raise ValueError(
+                f"weight {name} is {weight.type.name} {weight.shape}; "
+                f"program {program.name} needs {spec.type.name} {spec.shape}"
+            )
+        nbytes = (
+            4 * spec.shape[0] if len(spec.shape) == 1 else packed_nbytes(spec.type, *spec.shape)
+        )
+        if weight.data.dtype != np.uint8 or weight.data.shape != (nbytes,):
+            raise ValueError(
+                f"weight {name} has {weight.data.dtype} data of shape {weight.data.shape}; "
+                f"a packed {spec.type.name} {spec.shape} is {nbytes} bytes of uint8"
+            )
+
+
+def check_limits(program: Program, limits: Limits) -> None:
+    """Raise ValueError for limits that are not positive, or longer than the Program's positions."""
+    sizes = (limits.max_tokens, limits.max_rows, limits.n_pages, limits.max_context)
+    if min(sizes) < 1 or max(sizes) >= 1 << 31 or limits.max_rows > limits.max_tokens:
+        raise ValueError(f"{limits}: each must be positive, and max_rows at most max_tokens")
+    if limits.max_context > program.max_positions:
+        raise ValueError(
+            f"max_context {limits.max_context} is more than the {program.max_positions} positions "
+            f"of program {program.name}; build it with more, or lower max_context"
+        )
+
+
+def check_batch(batch: Batch, program: Program, limits: Limits) -> None:
+    """Raise ValueError if the batch breaks a limit or its own invariants; afterwards every index in it is in range."""
+    arrays = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    for name, array in arrays.items():
+        if array.dtype != np.int32 or array.ndim != 1 + (name == "block_tables"):
+            raise ValueError(f"batch: {name} is {array.dtype} of shape {array.shape}; see Batch")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"batch: {name} is not contiguous; copy it")
+    n_tokens, n_seqs = len(batch.tokens), len(batch.q_indptr) - 1
+    if not 0 < n_tokens <= limits.max_tokens or len(batch.logit_rows) > limits.max_rows:
+        raise ValueError(
+            f"batch of {n_tokens} tokens and {len(batch.logit_rows)} logit rows; "
+            f"this executable takes 1 to {limits.max_tokens} and at most {limits.max_rows}"
+        )
+    if len(batch.positions) != n_tokens or n_seqs < 1 or len(batch.block_tables) != n_seqs:
+        raise ValueError(
+            f"batch: {n_tokens} tokens, {len(batch.positions)} positions, {n_seqs} sequences, "
+            f"{len(batch.block_tables)} block tables; the counts must agree"
+        )
+    begin, end = batch.q_indptr[:-1], batch.q_indptr[1:]
+    if begin[0] != 0 or end[-1] != n_tokens or (end <= begin).any():
+        raise ValueError(f"batch: q_indptr must rise from 0 to {n_tokens}; got {batch.q_indptr}")
+    _check_range("token", batch.tokens, program.vocab_size)
+    _check_range("logit row", batch.logit_rows, n_tokens)
+    last = batch.positions[end - 1]
+    _check_range("position", batch.positions, limits.max_context)
+    if (last - batch.positions[begin] != end - begin - 1).any() or (
+        np.delete(np.diff(batch.positions), begin[1:] - 1) != 1
+    ).any():
+        raise ValueError("batch: the positions of a sequence's tokens must be consecutive")
+    blocks = batch.block_tables.shape[1]
+    needed = last // PAGE_TOKENS + 1
+    if needed.max() > blocks:
+        raise ValueError(f"batch: a sequence needs {needed.max()} blocks, its table has {blocks}")
+    used = batch.block_tables[np.arange(blocks) < needed[:, None]]
+    _check_range("page", used, limits.n_pages)
+
+
+def _check_range(what: str, values: NDArray[np.int32], end: int) -> None:
+    if len(values) and not 0 <= values.min() <= values.max() < end:
+        raise ValueError(
+            f"batch: {what}s from {values.min()} to {values.max()}; they must be in 0..{end - 1}"
+        )
