@@ -2,7 +2,7 @@
 other.
 """
 
-from cpuinfer.formats.cache import default_cache_dir, load_model
+from cpuinfer.formats.cache import load_model
 from cpuinfer.formats.gguf import GGUFFile, GGUFTensor, open_gguf, read_metadata
 from cpuinfer.formats.header import FormatError
 from cpuinfer.formats.packed import PackedModel, open_packed
@@ -14,7 +14,6 @@ __all__ = [
     "GGUFFile",
     "GGUFTensor",
     "PackedModel",
-    "default_cache_dir",
     "dequantize",
     "load_model",
     "open_gguf",

@@ -22,15 +22,7 @@ from cpuinfer.formats.gguf import PACK_VERSION_KEY, GGUFFile
 from cpuinfer.formats.header import FormatError, map_file, read_header
 from cpuinfer.formats.packed import PackedModel, open_packed
 from cpuinfer.formats.packer import Progress, temporary_prefix, write_packed
-
-
-def default_cache_dir() -> Path:
-    """$CPUINFER_CACHE, or $XDG_CACHE_HOME/cpuinfer, or ~/.cache/cpuinfer."""
-    if own := os.environ.get("CPUINFER_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "cpuinfer"
+from cpuinfer.machine.folders import cache_dir as default_cache_dir
 
 
 def load_model(
@@ -41,9 +33,10 @@ def load_model(
     """Open a model, packed or plain GGUF, as a mapped packed file; a plain one is packed into the
     cache on first use.
 
-    A cached file that is truncated, of another version or otherwise unsound is packed again.
-    `progress` is called while packing. Raises FormatError for a model that can't be read, OSError
-    where a file can't be read or written.
+    The cache is `cache_dir`, by default `machine.folders.cache_dir()`. A cached file that is
+    truncated, of another version or otherwise unsound is packed again. `progress` is called while
+    packing. Raises FormatError for a model that can't be read, OSError where a file can't be read
+    or written.
     """
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     real = os.path.realpath(path)
@@ -60,7 +53,7 @@ def load_model(
         sha256 = hashlib.sha256(mapping).hexdigest()
         model = _packed_once(source, sha256, folder, progress)
     if _identity(real, os.stat(real)) != identity:
-        os.unlink(model.path)
+        Path(model.path).unlink(missing_ok=True)
         raise FormatError(
             path, "a model must not change while it is packed", "another size or time", "Try again."
         )

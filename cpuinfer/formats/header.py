@@ -38,12 +38,13 @@ class FormatError(ValueError):
     """A file that cannot be read: says which file, what is wrong, what was found and what to do."""
 
     def __init__(self, path: str | os.PathLike[str], what: str, got: object, remedy: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {what}; got {shorten(got)}. {remedy}")
+        found = shorten(got).strip("'") if isinstance(got, str) else shorten(got)
+        super().__init__(f"{os.fspath(path)}: {what}; got {found}. {remedy}")
 
 
 def shorten(value: object, limit: int = 80) -> str:
-    """`value` as one line of at most about `limit` characters, safe to print (names come from
-    hostile files).
+    """`value` as one line of at most about `limit` characters, safe to print, as names come from
+    hostile files. Text and bytes are quoted.
     """
     text = ascii(value[: 2 * limit]) if isinstance(value, (str, bytes)) else str(value)
     return text if len(text) <= limit else f"{text[:limit]}..."

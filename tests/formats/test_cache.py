@@ -42,7 +42,9 @@ def the_packed_file(folder: Path) -> Path:
     return path
 
 
-def test_second_load_reads_nothing_of_the_source(model_file, tmp_path, packings, monkeypatch) -> None:
+def test_second_load_reads_nothing_of_the_source(
+    model_file, tmp_path, packings, monkeypatch
+) -> None:
     first = load_model(model_file, tmp_path / "cache")
     monkeypatch.delattr(cache, "read_header")  # what any reading of the source starts with
     second = load_model(model_file, tmp_path / "cache")
@@ -115,7 +117,9 @@ def test_an_unsound_entry_is_packed_again(
         lambda note: json.dumps({}).encode(),
     ],
 )
-def test_a_damaged_index_costs_a_hash_and_no_packing(model_file, tmp_path, packings, change) -> None:
+def test_a_damaged_index_costs_a_hash_and_no_packing(
+    model_file, tmp_path, packings, change
+) -> None:
     load_model(model_file, tmp_path / "cache")
     (index,) = (tmp_path / "cache" / "index").iterdir()
     sound = index.read_bytes()

@@ -55,7 +55,9 @@ def test_every_type_of_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda t: t.name)
 def test_tensors_of_every_type(write_gguf, kind: WeightType) -> None:
     shapes = {"a": (5, 512), "b": (256,), "c": (2, 3, 256)}
-    data = {n: random_blocks(kind, int(np.prod(s)), seed) for seed, (n, s) in enumerate(shapes.items())}
+    data = {
+        n: random_blocks(kind, int(np.prod(s)), seed) for seed, (n, s) in enumerate(shapes.items())
+    }
     path = write_gguf((n, kind, shapes[n], data[n]) for n in shapes)
     model = open_gguf(path)
     assert list(model.tensors) == list(shapes)

@@ -29,18 +29,22 @@ def some_model(write_gguf, **metadata: object) -> Path:
         ("blk.0.ffn_up.weight", WeightType.Q6_K, (16, 256)),
     ]
     return write_gguf(
-        ((n, t, s, random_blocks(t, int(np.prod(s)), i)) for i, (n, t, s) in enumerate(tensors)), **metadata
+        ((n, t, s, random_blocks(t, int(np.prod(s)), i)) for i, (n, t, s) in enumerate(tensors)),
+        **metadata,
     )
 
 
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("rows", [1, 16, 50])
-def test_every_type_keeps_its_values(write_gguf, tmp_path: Path, monkeypatch, kind, rows: int) -> None:
+def test_every_type_keeps_its_values(
+    write_gguf, tmp_path: Path, monkeypatch, kind, rows: int
+) -> None:
     monkeypatch.setattr("cpuinfer.formats.quant_types._SLAB_ELEMENTS", 1)  # many slabs
     columns = 3 * kind.block[0] if kind.block[0] > 1 else 37
     tensors = {"matrix": (rows, columns), "vector": (columns,)}
     source = write_gguf(
-        (name, kind, shape, random_blocks(kind, int(np.prod(shape)), rows)) for name, shape in tensors.items()
+        (name, kind, shape, random_blocks(kind, int(np.prod(shape)), rows))
+        for name, shape in tensors.items()
     )
     model = pack(source, tmp_path / "packed.gguf")
     original = open_gguf(source).tensors
@@ -90,7 +94,9 @@ def test_packing_is_deterministic_and_reports_progress(write_gguf, tmp_path: Pat
 
 
 def test_what_cannot_be_packed(write_gguf, tmp_path: Path) -> None:
-    experts = write_gguf([("ffn_up_exps", F32, (2, 3, 4), random_blocks(F32, 24, 0))], name="3d.gguf")
+    experts = write_gguf(
+        [("ffn_up_exps", F32, (2, 3, 4), random_blocks(F32, 24, 0))], name="3d.gguf"
+    )
     with pytest.raises(FormatError, match=r"ffn_up_exps.*matrix or a vector.*\(2, 3, 4\)"):
         pack(experts, tmp_path / "out.gguf")
     with pytest.raises(FormatError, match="without tensors"):
@@ -122,7 +128,10 @@ def test_failure_leaves_the_target_as_it_was(write_gguf, tmp_path: Path, monkeyp
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room for the packed file"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match="no room for the packed file"),
+    ):
         patch.setattr(packer.os, "fsync", full)
         pack(source, target)
     assert target.read_text() == "precious"
