@@ -11,7 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import FormatError, dequantize, open_gguf, open_packed, pack, packer
 from cpuinfer.graph import r16k4

@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import dequantize, open_gguf, quant_types
 from cpuinfer.formats.quant_types import dequantize_bytes

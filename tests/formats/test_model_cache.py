@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import FormatError, cache, load_model, open_gguf, pack
 from cpuinfer.graph.dtypes import WeightType
