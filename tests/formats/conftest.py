@@ -17,7 +17,7 @@ Tensors = Iterable[tuple[str, WeightType, tuple[int, ...], NDArray[np.uint8]]]
 
 @pytest.fixture
 def write_gguf(tmp_path: Path) -> Callable[..., Path]:
-    """write(tensors, name="model.gguf", **metadata) -> path of a GGUF file of architecture `llama`."""
+    """write(tensors, name="model.gguf", **metadata) -> path of a GGUF file (llama)."""
 
     def write(tensors: Tensors = (), name: str = "model.gguf", **metadata: object) -> Path:
         path = tmp_path / name

@@ -9,7 +9,8 @@ from cpuinfer.graph.dtypes import WeightType
 
 
 def random_blocks(kind: WeightType, elements: int, seed: int) -> NDArray[np.uint8]:
-    """Bytes of `elements` values: every code as likely, every f16 of a block (its scales) below 2 and finite.
+    """Bytes of `elements` values: every code as likely, every f16 of a block (its scales) below 2
+    and finite.
 
     Random bytes would do for the codes, but NaN scales would hide wrong codes.
     """

@@ -1,4 +1,6 @@
-"""A model is packed once, found again without being read, and packed again when what is cached is unsound."""
+"""A model is packed once, found again without being read, and packed again when what is cached is
+unsound.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,9 @@ def test_leftovers_of_a_killed_process_are_removed(model_file, tmp_path) -> None
 
 
 def test_processes_at_once(model_file, tmp_path) -> None:
-    """Four processes start together: one packs, none sees a half-written file, nothing is left over."""
+    """Four processes start together: one packs, none sees a half-written file, nothing is left
+    over.
+    """
     program = (
         "import sys; from cpuinfer.formats import cache, load_model\n"
         "write = cache.write_packed\n"

@@ -82,7 +82,9 @@ def ggml() -> ctypes.CDLL:
     "kind", [t for t in ALL_TYPES if t is not WeightType.F32], ids=lambda t: t.name
 )
 def test_bits_equal_ggml(ggml: ctypes.CDLL, kind: WeightType) -> None:
-    """Every bit pattern of the 16-bit types; random blocks, NaN and infinite scales too, of the others."""
+    """Every bit pattern of the 16-bit types; random blocks, NaN and infinite scales too, of the
+    others.
+    """
     traits = ggml.ggml_get_type_traits(int(kind)).contents
     assert (traits.block_elements, traits.block_bytes) == kind.block
     elements, size = kind.block
