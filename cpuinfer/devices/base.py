@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
 from cpuinfer.graph.weights import Weight
+from numpy.typing import NDArray
 
 PAGE_TOKENS = 16
 """Tokens in a KV page: the lanes of a vf16, so that a page of keys is one vector per head dimension."""
@@ -61,6 +60,14 @@ class Executable(Protocol):
         """
         ...
 
+    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
+        """Set the first rows of a buffer of Program.inputs, f32 [rows, width], for the runs to come.
+
+        Models have no such buffers; single ops under test do. Raises ValueError for another buffer, width or dtype,
+        or too many rows.
+        """
+        ...
+
     def op_seconds(self) -> NDArray[np.float64]:
         """Seconds spent in each op of the compiled program since the last call (zeros where not measured)."""
         ...
@@ -71,7 +78,9 @@ class Device(Protocol):
 
     name: str
 
-    def compile(self, program: Program, weights: Mapping[str, Weight], limits: Limits) -> Executable:
+    def compile(
+        self, program: Program, weights: Mapping[str, Weight], limits: Limits
+    ) -> Executable:
         """Check every weight against the program, allocate everything, return what runs it.
 
         Raises ValueError for a missing or mismatched weight, and for an op or a type which the device lacks.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-
 from cpuinfer.graph.dtypes import WeightType
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

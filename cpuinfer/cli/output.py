@@ -1,0 +1,48 @@
+"""Writing: one JSON object on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """One object on stdout. Dataclasses become objects, numbers of NumPy become numbers, NaN is an error."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)
+
+
+def note(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def working(what: str, json_only: bool = False) -> Iterator[None]:
+    """Show that `what` is being done, with a spinner and the time, while stderr is a terminal."""
+    if json_only or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def human_bytes(n: float) -> str:
+    """A number of bytes as people write it: 98.4 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n:.0f} B"
