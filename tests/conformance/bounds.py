@@ -22,7 +22,8 @@ F64 = NDArray[np.float64]
 
 U = 2.0**-24
 EXP = 2.0**-22  # relative error of the kernels' exp (simd/scalar/vmath.h)
-TINY = 1e-36  # what flushed denormals and clamped exponents can amount to
+CLAMP = 6.1e-39  # exp(-88), the least that 1 / (1 + exp(-x)) becomes
+TINY = 2.0**-120  # what flushed denormals can amount to
 SAFETY = 1.01
 
 
@@ -100,7 +101,8 @@ def _silu(x: F64) -> F64:
 
 
 def _swiglu_error(gate: F64, up: F64) -> F64:
-    return (EXP + 4 * U) * np.abs(_silu(gate) * up) + TINY * np.abs(up)
+    clamped = CLAMP * np.abs(gate * up)  # a gate below -88 leaves gate * exp(-88) instead of less
+    return (EXP + 4 * U) * np.abs(_silu(gate) * up) + clamped
 
 
 def _swiglu(known: Known) -> F64:
