@@ -48,7 +48,7 @@ static int is_kv_type(int32_t type) {
     return type == CI_F32 || type == CI_F16 || type == CI_BF16;
 }
 
-static int has_kernel(const ci_op *op, const ci_kv *kv) {
+static int has_kernel(const ci_op *op, int32_t kv_type) {
     int plain_in = op->in_type == CI_F32, plain_out = op->out_type == CI_F32;
     switch (op->kind) {
     case CI_OP_EMBED:
@@ -67,22 +67,22 @@ static int has_kernel(const ci_op *op, const ci_kv *kv) {
         for (int i = 0; i < 3; i++)
             if (op->in_type != activation_of(op->w[i].type))
                 return 0;
-        return is_kv_type(kv->type) && plain_out;
+        return is_kv_type(kv_type) && plain_out;
     case CI_OP_KV_WRITE:
-        return is_kv_type(kv->type) && plain_in;
+        return is_kv_type(kv_type) && plain_in;
     case CI_OP_ATTENTION:
-        return is_kv_type(kv->type) && plain_in && is_activation(op->out_type);
+        return is_kv_type(kv_type) && plain_in && is_activation(op->out_type);
     default:
         return plain_in && plain_out;
     }
 }
 
-static int32_t check(const ci_program *program) {
-    for (int32_t i = 0; i < program->n_ops; i++) {
-        const ci_op *op = &program->ops[i];
+int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type) {
+    for (int32_t i = 0; i < n_ops; i++) {
+        const ci_op *op = &ops[i];
         if (op->kind < 0 || op->kind >= KINDS || !kernels[op->kind])
             return CI_ERROR_OP;
-        if (!has_kernel(op, &program->kv))
+        if (!has_kernel(op, kv_type))
             return CI_ERROR_TYPE;
     }
     return 0;
@@ -198,7 +198,7 @@ static void walk(const ci_team *team, void *argument) {
 }
 
 int32_t ci_run(const ci_program *program, const ci_batch *batch) {
-    int32_t error = check(program);
+    int32_t error = ci_check(program->ops, program->n_ops, program->kv.type);
     if (error)
         return error;
     run r = open_run(program, batch);
