@@ -63,7 +63,8 @@ static int64_t unpacked_bytes(const ci_op *op) {
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
         if (op->w[i].data && format_of(op->w[i].type)->unpack) {
-            int64_t bytes = format_of(op->w[i].type)->unpacked_bytes(op->k);
+            const ci_format *format = format_of(op->w[i].type);
+            int64_t bytes = format->unpacked_bytes(op->k) * format->np;
             most = bytes > most ? bytes : most;
         }
     return line_up(most);
@@ -74,7 +75,7 @@ static int32_t chunk_tokens(const ci_op *op) {
     return tokens < CI_MAX_MR ? CI_MAX_MR : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
 }
 
-/* The thread's area: [strip][prepared rows][unpacked panel]. */
+/* The thread's area: [strip][prepared rows][unpacked panels]. */
 int64_t ci_matmul_thread_bytes(const ci_op *op, int32_t max_tokens) {
     int64_t tokens = min32(chunk_tokens(op), max_tokens);
     return tokens * CI_STRIP * (int64_t)sizeof(float) + tokens * prepared_stride(op) + unpacked_bytes(op);
@@ -118,8 +119,8 @@ static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_
 /* strip[t][column + 16 p + lane] = panels first .. first + n - 1 of the weight times the chunk's tokens. */
 static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n, int32_t column) {
     const ci_format *format = format_of(weight->type);
-    int64_t panel_bytes = format->panel_bytes(weight->k);
-    int32_t height = min32(c->n, format->mr);
+    const int64_t panel_bytes = format->panel_bytes(weight->k);
+    const int32_t height = min32(c->n, format->mr);
     int prepared = format->prepared_bytes(weight->k) != 0;
     if (prepared && c->prepared_for != format)
         prepare(c, format);
@@ -135,16 +136,18 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
     int unpack = format->unpack && c->n >= UNPACK_TOKENS;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     while (n > 0) {
-        int32_t np_index = unpack ? 0 : n >= 4 ? 2 : n >= 2 ? 1 : 0;
+        int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;
         while (!(*tiles)[height - 1][np_index])
             np_index--;
+        int32_t done = 1 << np_index;
         ci_tile now = tile;
         if (unpack) {
-            format->unpack(c->unpacked, tile.panel, weight->k);
             now.panel = c->unpacked;
+            now.panel_bytes = format->unpacked_bytes(weight->k);
+            for (int32_t p = 0; p < done; p++)
+                format->unpack(c->unpacked + p * now.panel_bytes, tile.panel + p * panel_bytes, weight->k);
         }
         sweep(c, tiles, format->mr, np_index, now, c->strip + column);
-        int32_t done = 1 << np_index;
         n -= done;
         column += done * CI_ROWS;
         tile.panel += done * panel_bytes;

@@ -31,6 +31,7 @@ typedef ci_tile_fn *const ci_tiles[CI_MAX_MR][3];
 typedef struct ci_format {
     int32_t type;
     int32_t mr; /* most tokens of a tile */
+    int32_t np; /* most panels of a tile */
     int64_t (*panel_bytes)(int32_t k);
     const ci_tiles *tiles;
     /* Rewrite one input row as the tiles want it; prepared_bytes is 0 where they take it as it is. */

@@ -91,12 +91,13 @@ static void bf16_prepare(char *out, const char *row, int32_t k) {
 }
 
 const ci_format ci_f32_format = {
-    .type = CI_F32, .mr = MR, .panel_bytes = f32_bytes, .tiles = &f32_tiles, .prepared_bytes = no_bytes};
+    .type = CI_F32, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f32_bytes, .tiles = &f32_tiles, .prepared_bytes = no_bytes};
 const ci_format ci_f16_format = {
-    .type = CI_F16, .mr = MR, .panel_bytes = f16_bytes, .tiles = &f16_tiles, .prepared_bytes = no_bytes};
+    .type = CI_F16, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f16_bytes, .tiles = &f16_tiles, .prepared_bytes = no_bytes};
 const ci_format ci_bf16_format = {
     .type = CI_BF16,
     .mr = MR,
+    .np = CI_MAX_NP,
     .panel_bytes = bf16_bytes,
     .tiles = &bf16_tiles,
     .prepared_bytes = bf16_prepared_bytes,

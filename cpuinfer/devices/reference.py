@@ -13,14 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.devices.base import (
-    PAGE_TOKENS,
-    Batch,
-    Limits,
-    check_batch,
-    check_limits,
-    check_weights,
-)
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
+from cpuinfer.devices.batch_check import check_batch
 from cpuinfer.devices.numerics import (
     Values,
     bf16_to_f32,
@@ -131,7 +125,7 @@ class ReferenceExecutable:
 
     def run(self, batch: Batch) -> F32:
         """Logits f32 [R, V]. Raises ValueError for a batch out of bounds, or an input never written."""
-        check_batch(batch, self._program, self._limits)
+        check_batch(batch, self._limits, self._program.vocab_size)
         step = Step(self._program, self._weights, self._kv, batch, {}, self._unpacked)
         for name in self._program.inputs:
             step.buffers[name] = self._input(name, batch)
