@@ -63,7 +63,7 @@ static inline int32_t attend_page(const ci_attend *at, int32_t position) {
 
 static void attend_widen(float *to, const char *from, int32_t n, int32_t type) {
     for (int32_t i = 0; i < n; i += VF_LANES)
-        vf_store(to + i, tile_load(from, i, type));
+        vf_store(to + i, attention_load(from, i, type));
 }
 
 /* V of `keys` keys from `position` on into [slice][key][16]; dimensions past head_dim are zero. */
@@ -74,19 +74,19 @@ static void attend_widen_v(const ci_attend *at, int32_t position, int32_t keys) 
                           (int64_t)((position + key) % CI_PAGE) * at->head_dim * itemsize;
         float *to = at->v + key * VF_LANES;
         for (int32_t d = 0; d + VF_LANES <= at->head_dim; d += VF_LANES, to += ATTENTION_GROUP * VF_LANES)
-            vf_store(to, tile_load(row, d, at->kv->type));
+            vf_store(to, attention_load(row, d, at->kv->type));
         if (tail) {
             char padded[VF_LANES * sizeof(float)] = {0};
             memcpy(padded, row + (at->head_dim - tail) * itemsize, (size_t)(tail * itemsize));
-            vf_store(to, tile_load(padded, 0, at->kv->type));
+            vf_store(to, attention_load(padded, 0, at->kv->type));
         }
     }
 }
 
 /* scores[row][key] = sum over d of q[row][d] * k[d][key], in order. Keys a row does not see hold anything. */
 static void attend_scores(const ci_attend *at, int32_t start, int32_t keys, int32_t direct) {
-    const int32_t n_pages = (keys + CI_PAGE - 1) / CI_PAGE, step = direct ? n_pages : ATTENTION_WIDTH(ATTENTION_MR);
-    const int32_t page_floats = at->head_dim * CI_PAGE;
+    const int32_t n_pages = (keys + CI_PAGE - 1) / CI_PAGE, page_floats = at->head_dim * CI_PAGE;
+    const int32_t step = ATTENTION_WIDTH(attend_min(at->queries * at->group, ATTENTION_MR));
     for (int32_t first = 0; first < n_pages; first += step) {
         const char *columns[ATTENTION_PAGES];
         int32_t n = attend_min(step, n_pages - first);
@@ -112,28 +112,31 @@ static void attend_scores(const ci_attend *at, int32_t start, int32_t keys, int3
 }
 
 /* One online-softmax update of one row by its first n keys of a group: scores become probabilities relative to the new
- * maximum. Where the maximum stays, the factor exp(0) = 1 is left out, which changes no bit. */
-static void attend_softmax(const ci_attend *at, int32_t row, int32_t n, const ci_partial *partial) {
+ * maximum. The sums so far are rescaled by exp(old - new) unless that is 1 (same maximum) or they are 0 (first group).
+ */
+ATTENTION_INLINE void attend_softmax(const ci_attend *at, int32_t row, const int32_t n, const ci_partial *partial) {
     float *s = at->scores + row * ATTENTION_GROUP, *out = partial->out + (int64_t)row * at->padded;
     const float old = partial->max[row];
-    const vf16 scale = vf_set1(at->scale), masked = vf_set1(-INFINITY);
+    const vf16 scale = vf_set1(at->scale);
     vf16 top = vf_set1(old);
+#pragma GCC unroll 4
     for (int32_t i = 0; i < n; i += VF_LANES) {
         vf16 x = vf_mul(vf_load(s + i), scale);
         if (n - i < VF_LANES)
-            x = vf_first_n(x, masked, n - i);
+            x = vf_first_n(x, vf_set1(-INFINITY), n - i);
         vf_store(s + i, x);
         top = vf_max(top, x);
     }
     const float new = vf_hmax(top);
     vf16 sum = vf_load(at->lanes + row * VF_LANES);
-    if (new != old) {
-        vf16 factor = vf_exp_nonpositive(vf_set1(old - new));
+    if (new != old &&old != -INFINITY) {
+        const vf16 factor = vf_exp_nonpositive(vf_set1(old - new));
         sum = vf_mul(sum, factor);
         for (int32_t d = 0; d < at->padded; d += VF_LANES)
             vf_store(out + d, vf_mul(vf_load(out + d), factor));
-        partial->max[row] = new;
     }
+    partial->max[row] = new;
+#pragma GCC unroll 4
     for (int32_t i = 0; i < n; i += VF_LANES) {
         vf16 p = vf_exp_nonpositive(vf_sub(vf_load(s + i), vf_set1(new)));
         if (n - i < VF_LANES)
@@ -142,6 +145,17 @@ static void attend_softmax(const ci_attend *at, int32_t row, int32_t n, const ci
         sum = vf_add(sum, p);
     }
     vf_store(at->lanes + row * VF_LANES, sum);
+}
+
+static void attend_softmax_rows(const ci_attend *at, int32_t start, int32_t first, const ci_partial *partial) {
+    for (int32_t query = first; query < at->queries; query++) {
+        const int32_t n = attend_min(ATTENTION_GROUP, at->position + query + 1 - start);
+        for (int32_t row = query * at->group; row < (query + 1) * at->group; row++)
+            if (n == ATTENTION_GROUP)
+                attend_softmax(at, row, ATTENTION_GROUP, partial);
+            else
+                attend_softmax(at, row, n, partial);
+    }
 }
 
 /* out[row] += sum over the first n keys of p[row][key] * v[key], in order, for `rows` rows that all see n keys. V past
@@ -187,9 +201,7 @@ static void attend_group(const ci_attend *at, int32_t start, const ci_partial *p
     /* Rows that fit one register tile read the pages as they are; more rows share one conversion to f32. */
     const int32_t direct = rows <= ATTENTION_MR && at->head_dim % VF_LANES == 0;
     attend_scores(at, start, keys, direct);
-    for (int32_t query = first; query < at->queries; query++)
-        for (int32_t head = 0; head < group; head++)
-            attend_softmax(at, query * group + head, attend_min(keys, at->position + query + 1 - start), partial);
+    attend_softmax_rows(at, start, first, partial);
     if (!direct)
         attend_widen_v(at, start, keys);
     /* Queries on the diagonal see different numbers of keys: one query at a time. The others: all at once. */
