@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.program import Program
 from cpuinfer.models import llama
-from numpy.typing import NDArray
 
 FAMILIES: Mapping[str, Callable[..., Program]] = {"llama": llama.build}
 """GGUF's general.architecture to the function that builds it."""

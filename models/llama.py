@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cpuinfer.graph.builder import Builder, Tensor
 from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.program import KVSpec, Program
 from cpuinfer.graph.rope import MAX_POSITIONS, inverse_frequencies, rope_table
 from cpuinfer.models.metadata import Metadata
-from numpy.typing import NDArray
 
 DEFAULT_POSITIONS = 8192
 """Positions made ready where the caller states none: the RoPE table's memory must not follow a file's claim."""

@@ -40,6 +40,7 @@ class Verbs(TyperGroup):
         """As the base class, and every way out goes through here."""
         words = list(sys.argv[1:] if args is None else args)
         try:
+            check_environment()
             code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
@@ -60,6 +61,23 @@ class Verbs(TyperGroup):
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
+
+
+def check_environment() -> None:
+    """Raise a usage error for a variable that says nothing sensible, whatever the verb: better than to ignore it."""
+    if threads := os.environ.get("CPUINFER_THREADS"):
+        from cpuinfer.machine.cpu import check_threads
+
+        with usage("CPUINFER_THREADS"):
+            check_threads(threads, "CPUINFER_THREADS")
+    if level := os.environ.get("CPUINFER_ISA"):
+        from cpuinfer.machine.isa import levels
+
+        known = [known.name for known in levels()]
+        if level not in known:
+            raise typer.BadParameter(
+                f"unknown level {level!r}; known here: {', '.join(known)}", param_hint="CPUINFER_ISA"
+            )
 
 
 def _fail(message: str, code: int, words: Sequence[str]) -> NoReturn:

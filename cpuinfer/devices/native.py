@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.devices.arena import Allocator, allocate
 from cpuinfer.devices.barriers import barriers
-from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.passes import PASSES, memory, optimise
@@ -18,8 +18,6 @@ from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
 from cpuinfer.machine import cpu
 from cpuinfer.machine.isa import Library, load
-
-_MOST_INT32 = 2**31 - 1
 
 
 class NativeDevice:
@@ -60,9 +58,10 @@ class NativeDevice:
     ) -> NativeExecutable:
         """Apply the passes, check every weight, allocate everything. Raises ValueError as Device.compile does."""
         program = optimise(program, self._passes)
-        _check_limits(program, limits)
+        check_limits(program, limits)
+        check_weights(program, weights)
         for name in program.weights:
-            _check_weight(program, weights, name)
+            _check_alignment(weights[name])
         return NativeExecutable(
             program, weights, limits, self.library, self.threads, self._allocator, self._measure
         )
@@ -228,35 +227,8 @@ class NativeExecutable:
         return c
 
 
-def _check_limits(program: Program, limits: Limits) -> None:
-    if not 0 < limits.max_rows <= limits.max_tokens <= _MOST_INT32:
+def _check_alignment(weight: Weight) -> None:
+    if weight.data.ctypes.data % 64 or not weight.data.flags.c_contiguous:
         raise ValueError(
-            f"limits: {limits.max_rows} rows and {limits.max_tokens} tokens; need 0 < rows <= tokens"
+            f"weight {weight.name}: its bytes must be contiguous and start 64-byte aligned"
         )
-    if not 0 < limits.max_context <= program.max_positions:
-        raise ValueError(
-            f"limits: a context of {limits.max_context}; the model has {program.max_positions} positions"
-        )
-    if not 0 < limits.n_pages <= _MOST_INT32:
-        raise ValueError(f"limits: {limits.n_pages} pages of KV; need one at least")
-
-
-def _check_weight(program: Program, weights: Mapping[str, Weight], name: str) -> None:
-    spec = program.weights[name]
-    if name not in weights:
-        raise ValueError(
-            f"weight {name} is missing; the program needs {spec.type.name} {spec.shape}"
-        )
-    weight = weights[name]
-    if (weight.type, weight.shape) != (spec.type, spec.shape):
-        raise ValueError(
-            f"weight {name} is {weight.type.name} {weight.shape}; "
-            f"the program needs {spec.type.name} {spec.shape}"
-        )
-    data, needed = weight.data, spec.type.packed_bytes(spec.shape)
-    if data.dtype != np.uint8 or data.ndim != 1 or data.size != needed:
-        raise ValueError(
-            f"weight {name}: {data.size} x {data.dtype}; packed it takes {needed} bytes of uint8"
-        )
-    if data.ctypes.data % 64 or not data.flags.c_contiguous:
-        raise ValueError(f"weight {name}: its bytes must be contiguous and start 64-byte aligned")

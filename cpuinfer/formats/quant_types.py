@@ -1,6 +1,8 @@
-"""Quantised tensors back to f32, exactly as llama.cpp does: the same IEEE-754 operations in the same order.
+"""Quantised tensors back to f32, exactly as llama.cpp does: the same IEEE-754 operations in the
+same order.
 
-The arithmetic is `gguf.quants`'; tests compare it bit by bit with ggml's own `to_float` of every type.
+The arithmetic is `gguf.quants`'; tests compare it bit by bit with ggml's own `to_float` of every
+type.
 """
 
 from __future__ import annotations
@@ -15,15 +17,20 @@ from cpuinfer.formats.gguf import GGUFTensor
 from cpuinfer.graph.dtypes import WeightType
 
 _SLAB_ELEMENTS = 1 << 20
-"""Elements converted at once. `gguf.quants` makes about ten temporaries of up to 4 bytes an element: 40 MB."""
+"""Elements converted at once. `gguf.quants` makes about ten temporaries of up to 4 bytes an
+element: 40 MB.
+"""
 _SLAB_ROWS = 16
-"""Slabs are whole panels of the packed layout, so a packed matrix is its slabs' packs one after another."""
+"""Slabs are whole panels of the packed layout, so a packed matrix is its slabs' packs one after
+another.
+"""
 
 
 def dequantize(tensor: GGUFTensor) -> NDArray[np.float32]:
     """The tensor's values, f32, of its shape ([N, K] for a matrix).
 
-    Infinite and NaN block scales give infinities and NaNs, as in llama.cpp; nothing is raised for them.
+    Infinite and NaN block scales give infinities and NaNs, as in llama.cpp; nothing is raised for
+    them.
     """
     out = np.empty(tensor.shape, np.float32)
     rows = out.reshape(-1, tensor.shape[-1])
@@ -37,7 +44,9 @@ def dequantize(tensor: GGUFTensor) -> NDArray[np.float32]:
 
 
 def row_slabs(tensor: GGUFTensor) -> Iterator[NDArray[np.uint8]]:
-    """The tensor's bytes in order, cut between rows: views of about a million elements, whole panels of 16 rows."""
+    """The tensor's bytes in order, cut between rows: views of about a million elements, whole
+    panels of 16 rows.
+    """
     k = tensor.shape[-1]
     elements, size = tensor.type.block
     row_bytes = k // elements * size

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.ops import AttrValue
 from cpuinfer.graph.program import Buffer, KVSpec, Op, Program, Rows, WeightSpec
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)

@@ -40,16 +40,6 @@ class WeightType(enum.IntEnum):
         """What a matmul with this weight takes as input. Raises KeyError for a type that is not native."""
         return _ACTIVATIONS[self]
 
-    def packed_bytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes in memory of a weight of this type: a matrix (N, K) packed as r16k4, or a vector (n,) of f32.
-
-        A type that is not native is counted as the F32 it is expanded to.
-        """
-        if len(shape) == 1:
-            return 4 * shape[0]
-        k_of_unit, unit_bytes = _UNITS.get(self, _UNITS[WeightType.F32])
-        return -(-shape[0] // 16) * -(-shape[1] // k_of_unit) * unit_bytes
-
 
 class Activation(enum.StrEnum):
     """Element type of a buffer between ops.
@@ -108,14 +98,4 @@ _ACTIVATIONS: dict[WeightType, Activation] = {
     WeightType.Q8_0: Activation.Q8,
     WeightType.Q4_0: Activation.Q8,
     WeightType.Q4_1: Activation.Q8,
-}
-
-# Along K, what one r16k4 panel of 16 rows is made of: (values of K, bytes). docs/design.md 2.
-_UNITS: dict[WeightType, tuple[int, int]] = {
-    WeightType.F32: (1, 64),
-    WeightType.F16: (1, 32),
-    WeightType.BF16: (2, 64),
-    WeightType.Q8_0: (64, 1088),
-    WeightType.Q4_0: (64, 576),
-    WeightType.Q4_1: (64, 640),
 }

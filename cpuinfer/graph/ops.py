@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cpuinfer.graph.dtypes import Activation, KVType, WeightType
+from cpuinfer.graph.r16k4 import packed_nbytes
 
 if TYPE_CHECKING:
     from cpuinfer.graph.program import Buffer, Op, Program, WeightSpec
@@ -225,7 +226,7 @@ class OpSpec:
         buffers = [program.buffers[name] for name in op.inputs + op.outputs]
         sizes = [rows[b.rows] * b.dtype.row_bytes(b.width) for b in buffers]
         weights = [program.weights[name] for name in op.weights]
-        total = sum(weight.type.packed_bytes(weight.shape) for weight in weights)
+        total = sum(_weight_bytes(weight) for weight in weights)
         if self.gathers and op.weights:
             written = rows[program.buffers[op.outputs[0]].rows]
             total = total * min(written, weights[0].shape[0]) // weights[0].shape[0]
@@ -235,6 +236,13 @@ class OpSpec:
             kv_row = 2 * program.kv.n_kv_heads * program.kv.head_dim * size.kv_type.itemsize
             total += kv_row * (size.context if self.kv == "read" else size.tokens)
         return total + sum(sizes)
+
+
+def _weight_bytes(weight: WeightSpec) -> int:
+    """Bytes of a weight in memory; a type without a native kernel is there as the F32 it is expanded to."""
+    if len(weight.shape) == 1:
+        return 4 * weight.shape[0]
+    return packed_nbytes(weight.type if weight.type.is_native else WeightType.F32, *weight.shape)
 
 
 def _error(op: Op, what: str, remedy: str) -> ValueError:

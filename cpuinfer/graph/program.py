@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from cpuinfer.graph.dtypes import Activation, WeightType
 from cpuinfer.graph.ops import StepSize, check_program, spec_of
-from numpy.typing import NDArray
 
 Rows = Literal["T", "R"]
 """T: the tokens of the step. R: the rows of the step that need logits."""

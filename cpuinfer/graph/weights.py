@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from cpuinfer.graph.dtypes import WeightType
 from numpy.typing import NDArray
+
+from cpuinfer.graph.dtypes import WeightType
 
 
 @dataclass(frozen=True)
