@@ -90,10 +90,18 @@ static void bf16_prepare(char *out, const char *row, int32_t k) {
         y[i] = bf16_to_f32(x[i]);
 }
 
-const ci_format ci_f32_format = {
-    .type = CI_F32, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f32_bytes, .tiles = &f32_tiles, .prepared_bytes = no_bytes};
-const ci_format ci_f16_format = {
-    .type = CI_F16, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f16_bytes, .tiles = &f16_tiles, .prepared_bytes = no_bytes};
+const ci_format ci_f32_format = {.type = CI_F32,
+                                 .mr = MR,
+                                 .np = CI_MAX_NP,
+                                 .panel_bytes = f32_bytes,
+                                 .tiles = &f32_tiles,
+                                 .prepared_bytes = no_bytes};
+const ci_format ci_f16_format = {.type = CI_F16,
+                                 .mr = MR,
+                                 .np = CI_MAX_NP,
+                                 .panel_bytes = f16_bytes,
+                                 .tiles = &f16_tiles,
+                                 .prepared_bytes = no_bytes};
 const ci_format ci_bf16_format = {
     .type = CI_BF16,
     .mr = MR,
