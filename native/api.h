@@ -94,7 +94,11 @@ typedef struct ci_program {
     double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
 } ci_program;
 
-/* Run one step. Returns 0, or a negative number: -1 an unknown op, -2 a type the op has no kernel for. */
+/* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2 a
+ * type the op has no kernel for. */
+int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type);
+
+/* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. */
 int32_t ci_run(const ci_program *program, const ci_batch *batch);
 
 /* Bytes of workspace that ci_run needs: private per thread, and shared. max_tokens and max_context bound any batch. */

@@ -5,7 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* api.h is also read by cffi, so what it declares is exported from here. */
+#pragma GCC visibility push(default)
 #include "api.h"
+#pragma GCC visibility pop
 #include "team.h"
 
 typedef struct ci_step {

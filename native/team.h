@@ -5,12 +5,19 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <time.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
-/* Shared by the team; lives on the stack of the thread that opens the region. Own cache lines: the arrivals and the
- * generation are written at different times by different threads. */
+/* Shared by the team; lives on the stack of the thread that opens the region. Own cache lines: the three are written
+ * at different times by different threads. */
 typedef struct ci_barrier {
     _Alignas(64) _Atomic int32_t arrived;
     _Alignas(64) _Atomic int32_t generation;
+    _Alignas(64) _Atomic int32_t sleepers;
 } ci_barrier;
 
 typedef struct ci_team {
@@ -23,14 +30,38 @@ static inline void ci_relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
-    __asm__ volatile("yield");
+    __asm__ volatile("isb"); /* waits about as long as an x86 pause; yield is a no-op on most cores */
 #endif
 }
 
-/* About 20-50 us of pauses on current cores; then the processor is offered to others, so that a team larger than the
- * machine loses a time slice and not the whole run. */
-enum { CI_SPINS = 2000 };
+/* Pauses (about 20-50 us on current cores), then offers of the processor to others, then sleep: so a team larger than
+ * the machine loses a time slice and not the whole run. */
+enum { CI_SPINS = 2000, CI_YIELDS = 50 };
 
+/* Sleep until the generation is no longer `generation`, or a little while; wakes may be spurious. */
+static inline void ci_barrier_sleep(ci_barrier *barrier, int32_t generation) {
+#if defined(__linux__)
+    atomic_fetch_add(&barrier->sleepers, 1);
+    syscall(SYS_futex, &barrier->generation, FUTEX_WAIT_PRIVATE, generation, NULL, NULL, 0);
+    atomic_fetch_sub(&barrier->sleepers, 1);
+#else
+    (void)barrier, (void)generation;
+    nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+#endif
+}
+
+static inline void ci_barrier_wake(ci_barrier *barrier) {
+#if defined(__linux__)
+    /* Sequentially consistent with the add in ci_barrier_sleep: either the sleeper is seen here, or the kernel sees
+     * the new generation and does not let it sleep. */
+    if (atomic_load(&barrier->sleepers) > 0)
+        syscall(SYS_futex, &barrier->generation, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+#else
+    (void)barrier;
+#endif
+}
+
+/* Returns in every thread once all have called it; what they wrote before is then visible to all. */
 static inline void ci_team_meet(const ci_team *team) {
     ci_barrier *barrier = team->barrier;
     if (team->n == 1)
@@ -38,14 +69,17 @@ static inline void ci_team_meet(const ci_team *team) {
     int32_t generation = atomic_load_explicit(&barrier->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == team->n - 1) {
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
+        atomic_store(&barrier->generation, generation + 1);
+        ci_barrier_wake(barrier);
         return;
     }
-    for (int32_t spins = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; spins++) {
-        if (spins < CI_SPINS)
+    for (int32_t tries = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; tries++) {
+        if (tries < CI_SPINS)
             ci_relax();
-        else
+        else if (tries < CI_SPINS + CI_YIELDS)
             sched_yield();
+        else
+            ci_barrier_sleep(barrier, generation);
     }
 }
 
@@ -57,7 +91,7 @@ static inline void ci_team_share(const ci_team *team, int32_t n, int32_t *begin,
 
 typedef void ci_team_body(const ci_team *team, void *argument);
 
-/* Run body on n threads at once and wait for all: one fork and join. */
+/* Run body on n threads at once (fewer where the OpenMP runtime gives fewer) and wait for all: one fork and join. */
 static inline void ci_team_run(int32_t n, ci_team_body *body, void *argument) {
     ci_barrier barrier = {0};
 #pragma omp parallel num_threads(n)

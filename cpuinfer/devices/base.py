@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
+from cpuinfer.graph.r16k4 import packed_nbytes
 from cpuinfer.graph.weights import Weight
 
 PAGE_TOKENS = 16
@@ -61,6 +62,14 @@ class Executable(Protocol):
         """
         ...
 
+    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
+        """Set the first rows of a buffer of Program.inputs, f32 [rows, width], for the runs to come.
+
+        Models have no such buffers; single ops under test do. Raises ValueError for another buffer, width or dtype,
+        or too many rows.
+        """
+        ...
+
     def op_seconds(self) -> NDArray[np.float64]:
         """Seconds spent in each op of the compiled program since the last call (zeros where not measured)."""
         ...
@@ -71,9 +80,44 @@ class Device(Protocol):
 
     name: str
 
-    def compile(self, program: Program, weights: Mapping[str, Weight], limits: Limits) -> Executable:
+    def compile(
+        self, program: Program, weights: Mapping[str, Weight], limits: Limits
+    ) -> Executable:
         """Check every weight against the program, allocate everything, return what runs it.
 
         Raises ValueError for a missing or mismatched weight, and for an op or a type which the device lacks.
         """
         ...
+
+
+def check_weights(program: Program, weights: Mapping[str, Weight]) -> None:
+    """Raise ValueError for a weight of the Program that is missing, or differs in type, shape or bytes."""
+    for name, spec in program.weights.items():
+        weight = weights.get(name)
+        if weight is None:
+            raise ValueError(f"weight {name} is missing; program {program.name} needs it")
+        if (weight.type, weight.shape) != (spec.type, spec.shape):
+            raise ValueError(
+                f"weight {name} is {weight.type.name} {weight.shape}; "
+                f"program {program.name} needs {spec.type.name} {spec.shape}"
+            )
+        nbytes = (
+            4 * spec.shape[0] if len(spec.shape) == 1 else packed_nbytes(spec.type, *spec.shape)
+        )
+        if weight.data.dtype != np.uint8 or weight.data.shape != (nbytes,):
+            raise ValueError(
+                f"weight {name} has {weight.data.dtype} data of shape {weight.data.shape}; "
+                f"a packed {spec.type.name} {spec.shape} is {nbytes} bytes of uint8"
+            )
+
+
+def check_limits(program: Program, limits: Limits) -> None:
+    """Raise ValueError for limits that are not positive, or longer than the Program's positions."""
+    sizes = (limits.max_tokens, limits.max_rows, limits.n_pages, limits.max_context)
+    if min(sizes) < 1 or max(sizes) >= 1 << 31 or limits.max_rows > limits.max_tokens:
+        raise ValueError(f"{limits}: each must be positive, and max_rows at most max_tokens")
+    if limits.max_context > program.max_positions:
+        raise ValueError(
+            f"max_context {limits.max_context} is more than the {program.max_positions} positions "
+            f"of program {program.name}; build it with more, or lower max_context"
+        )

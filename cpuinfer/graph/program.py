@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.graph.dtypes import Activation, WeightType
+from cpuinfer.graph.ops import StepSize, check_program, spec_of
 
 Rows = Literal["T", "R"]
 """T: the tokens of the step. R: the rows of the step that need logits."""
@@ -62,7 +63,9 @@ class KVSpec:
 class Program:
     """A model as a device sees it. `output` names the logits buffer [R, V]; ops are in execution order.
 
-    `constants` are f32 tables made by the builder (rope: [max_positions, 2, head_dim]).
+    `constants` are f32 tables made by the builder (rope: [max_positions, 2, head_dim]: the cosine of each pair's angle
+    twice, then its sine as -sin, +sin; pairs are adjacent dimensions). `inputs` are f32 buffers that no op writes and
+    Executable.write sets: none in a model.
     """
 
     name: str
@@ -74,3 +77,16 @@ class Program:
     vocab_size: int
     max_positions: int
     output: str
+    inputs: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Check every op against the op table and the whole for order and completeness. Raises ValueError."""
+        check_program(self)
+
+    def bytes(self, size: StepSize) -> int:
+        """Bytes that a step must move: what a device limited by memory alone would take its time for."""
+        return sum(spec_of(op).bytes(op, self, size) for op in self.ops)
+
+    def operations(self, size: StepSize) -> int:
+        """Operations of a step."""
+        return sum(spec_of(op).operations(op, self, size) for op in self.ops)

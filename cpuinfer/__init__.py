@@ -1,0 +1,24 @@
+"""cpuinfer: LLM inference on CPUs. Start with `cpuinfer.LLM`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cpuinfer.config import SamplingParams
+    from cpuinfer.llm import LLM
+
+__all__ = ["LLM", "SamplingParams"]
+
+
+def __getattr__(name: str) -> Any:
+    # Both are imported on first use, so that `import cpuinfer` and `cpuinfer --help` cost nothing.
+    if name == "LLM":
+        from cpuinfer.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from cpuinfer.config import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

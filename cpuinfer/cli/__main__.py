@@ -1,0 +1,3 @@
+from cpuinfer.cli import main
+
+main()

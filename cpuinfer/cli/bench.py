@@ -1,0 +1,157 @@
+"""`cpuinfer bench`: speed, with llama-bench's flags and field names."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cpuinfer.cli.boundary import usage
+from cpuinfer.cli.options import KV, Device, DeviceName, Isa, Json, KVName
+
+if TYPE_CHECKING:
+    from cpuinfer.cli.bench_run import Runner
+    from cpuinfer.cli.bench_spec import Case, Result
+
+    Option = list[str] | None
+
+
+class Output(StrEnum):
+    """Formats of the report."""
+
+    md = "md"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def _list(*names: str, what: str) -> Any:
+    return typer.Option(*names, metavar="N,...", help=what)
+
+
+def bench(
+    model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...")] = None,
+    m: Annotated[list[str] | None, typer.Option("-m", "--model", help="The same as MODEL.")] = None,
+    p: Annotated[list[str] | None, _list("-p", "--n-prompt", what="Prompt tokens. [default: 512]")] = None,
+    n: Annotated[list[str] | None, _list("-n", "--n-gen", what="Generated tokens. [default: 128]")] = None,
+    pg: Annotated[
+        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt, then generated tokens.")
+    ] = None,
+    d: Annotated[list[str] | None, _list("-d", "--n-depth", what="Tokens before. [default: 0]")] = None,
+    b: Annotated[
+        list[str] | None, _list("-b", "--n-seqs", what="Sequences run together. [default: 1]")
+    ] = None,
+    ubatch: Annotated[
+        int, typer.Option("-ub", "--ubatch-size", min=1, help="Prompt tokens of a step.")
+    ] = 512,
+    t: Annotated[
+        list[str] | None, _list("-t", "--threads", what="Threads. [default: what this process may use]")
+    ] = None,
+    r: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
+    o: Annotated[Output, typer.Option("-o", "--output", help="Format of the report.")] = Output.md,
+    isa: Isa = None,
+    device: Device = DeviceName.native,
+    kv_type: KV = KVName.f16,
+    json: Json = False,
+) -> None:
+    """Measure tokens per second of prompts and of generation. Flags and fields are llama-bench's.
+
+    Lists take commas, repetition and ranges (1-8*2, 128-512+128). As there: random tokens, no sampling, one warm-up.
+    """
+    from dataclasses import asdict
+
+    from cpuinfer.cli.bench_spec import Report, cases, numbers, pairs
+    from cpuinfer.cli.output import print_json
+    from cpuinfer.machine.cpu import default_threads
+
+    models = [*(model or []), *(m or [])]
+    if not models:
+        raise typer.BadParameter("give at least one", param_hint="MODEL")
+    with usage("bench"):
+        both = pairs("-pg", pg or [])
+        every = list(
+            cases(
+                numbers("-p", p or ["512"]),
+                numbers("-n", n or ["128"]),
+                both,
+                numbers("-d", d or ["0"]),
+                numbers("-b", b or ["1"], least=1),
+            )
+        )
+        threads = numbers("-t", t, least=1) if t else [default_threads().count]
+    report = Report("none" if json else o.value)
+    results: list[Result] = []
+    _write(report.begin(), json)
+    for name in models:
+        for count in threads:
+            runner = _runner(name, every, count, isa, device, kv_type, ubatch)
+            for case in every:
+                result = measure(runner, case, r)
+                results.append(result)
+                _write(report.line(result, case.label), json)
+    _write(report.end(), json)
+    if json:
+        print_json({"results": [asdict(result) for result in results]})
+
+
+def _write(text: str, json: bool) -> None:
+    if not json:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def _runner(
+    name: str,
+    every: list[Case],
+    threads: int,
+    isa: str | None,
+    device: DeviceName,
+    kv_type: KVName,
+    ubatch: int,
+) -> Runner:
+    from cpuinfer import hub
+    from cpuinfer.cli.bench_run import Runner
+    from cpuinfer.cli.output import working
+    from cpuinfer.graph.dtypes import KVType
+
+    path = hub.resolve(name, progress=True)
+    with working(f"loading {path.name}"):
+        return Runner(path, every, threads, isa, device.value, KVType(kv_type.value), ubatch)
+
+
+def measure(runner: Runner, case: Case, repetitions: int) -> Result:
+    """One test: the depth once, a warm-up, then the timed repetitions."""
+    from cpuinfer.cli.bench_spec import Result, spread
+    from cpuinfer.cli.output import working
+
+    started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    samples_ns = []
+    with working(f"{case.label}, {runner.threads} threads"):
+        runner.prefill(0, case.n_depth, case.n_seqs)
+        runner.warm_up(case)
+        for _ in range(repetitions):
+            begin = time.perf_counter_ns()
+            runner.run(case)
+            samples_ns.append(time.perf_counter_ns() - begin)
+    samples_ts = [1e9 * case.n_tokens / ns for ns in samples_ns]
+    avg_ns, stddev_ns = spread(samples_ns)
+    avg_ts, stddev_ts = spread(samples_ts)
+    return Result(
+        **runner.describe(),
+        n_prompt=case.n_prompt,
+        n_gen=case.n_gen,
+        n_depth=case.n_depth,
+        n_seqs=case.n_seqs,
+        test_time=started,
+        avg_ns=round(avg_ns),
+        stddev_ns=round(stddev_ns),
+        avg_ts=avg_ts,
+        stddev_ts=stddev_ts,
+        **runner.limit(case, avg_ts),
+        samples_ns=samples_ns,
+        samples_ts=samples_ts,
+    )

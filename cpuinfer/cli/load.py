@@ -1,0 +1,30 @@
+"""A model file's Program, without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from cpuinfer.formats import PackedModel
+    from cpuinfer.graph.program import Program
+
+
+def load_program(path: Path, max_positions: int | None = None) -> tuple[PackedModel, Program]:
+    """The packed model, with a bar while it is packed, and its Program as the model file builds it."""
+    from cpuinfer.cli.output import progress_bar
+    from cpuinfer.formats import load_model
+    from cpuinfer.models import build_program
+
+    with progress_bar(f"packing {path.name}") as advance:
+        packed = load_model(path, progress=advance)
+    factors = packed.weights.get("rope_freqs.weight")
+    program = build_program(
+        packed.metadata,
+        packed.weight_types,
+        max_positions=max_positions,
+        rope_factors=None if factors is None else factors.data.view(np.float32),
+    )
+    return packed, program

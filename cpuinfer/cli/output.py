@@ -1,0 +1,73 @@
+"""Writing: one JSON object on stdout, notes and progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """One object on stdout. Dataclasses become objects, numbers of NumPy become numbers, NaN is an error."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "item"):
+        return value.item()
+    return str(value)
+
+
+def note(line: str) -> None:
+    """One line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def working(what: str, json_only: bool = False) -> Iterator[None]:
+    """Show that `what` is being done, with a spinner and the time, while stderr is a terminal."""
+    if json_only or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
+
+
+def human_bytes(n: float) -> str:
+    """A number of bytes as people write it: 98.4 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n:.0f} B"
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A function (bytes done, bytes in all) that draws a bar on stderr; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def version() -> str:
+    """The installed version, or "unknown" where the package runs uninstalled."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("cpuinfer")
+    except metadata.PackageNotFoundError:
+        return "unknown"

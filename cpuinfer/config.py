@@ -1,0 +1,226 @@
+"""What a caller may choose: sampling of one request, and the engine's resources.
+
+Checked when constructed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cpuinfer.graph.dtypes import KVType
+
+GREEDY_BELOW = 1e-5
+"""A temperature below this is greedy, as in vLLM: dividing logits by less gains nothing and may
+overflow.
+"""
+DEFAULT_MAX_TOKENS = 2048
+"""Most tokens generated where max_tokens is None.
+
+Fewer where the context or the KV pages end before.
+"""
+DEFAULT_KV_BYTES = 1 << 30
+DEFAULT_KV_CONTEXTS = 4
+"""KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, and always one full
+context.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request is sampled and when it ends; names and meaning are vLLM's.
+
+    max_tokens: most tokens to generate; None is what fits, at most DEFAULT_MAX_TOKENS.
+    min_tokens: end-of-generation and stop tokens cannot be drawn before, and stop strings are
+    looked for only in the
+        text of later tokens.
+    temperature: 0 is greedy (the lowest id wins a tie).
+    top_k (0 or -1: off), typical_p, top_p, min_p: filters, applied in this order, each to what the
+    one before left.
+    repetition_penalty: over prompt and output; presence_penalty, frequency_penalty: over output.
+    logit_bias: token id to a number in [-100, 100] added to its logit.
+    seed: 0 <= seed < 2**64; None takes one from the operating system (RequestOutput.seed says
+    which).
+    stop: string or strings that end the text, left out of it unless include_stop_str_in_output.
+    stop_token_ids: tokens that end the text besides the model's own; ignore_eos: the model's own do
+    not.
+    logprobs, prompt_logprobs: how many of the most likely tokens to report at each position,
+    besides the token itself;
+        log-probabilities are those of the model, before penalties, bias, temperature and filters.
+    skip_special_tokens: leave special tokens out of the text.
+    n: completions of the prompt.
+
+    Raises ValueError for a value outside its range, NaN and infinities included.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int | None = None
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "n"):
+            _integer(name, getattr(self, name), 1, optional=name == "max_tokens")
+        for name in ("seed", "logprobs", "prompt_logprobs"):
+            _integer(name, getattr(self, name), 0, optional=True)
+        _integer("min_tokens", self.min_tokens, 0)
+        _integer("top_k", self.top_k, -1)
+        _number("temperature", self.temperature, 0.0, math.inf)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        for name in ("top_p", "typical_p", "repetition_penalty"):
+            high = math.inf if name == "repetition_penalty" else 1.0
+            _number(name, getattr(self, name), 0.0, high, above=True)
+        for name in ("presence_penalty", "frequency_penalty"):
+            _number(name, getattr(self, name), -2.0, 2.0)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+        if self.seed is not None and self.seed >= 1 << 64:
+            raise ValueError(f"seed: expected less than 2**64, got {self.seed}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}"
+            )
+        if self.n > 1 and self.greedy:
+            raise ValueError(
+                f"n: {self.n} completions at temperature 0 would be equal; raise the temperature"
+            )
+        object.__setattr__(self, "stop", _strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, without chance."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return () if self.stop is None else tuple(self.stop)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """`stop_token_ids` as a set."""
+        return frozenset(self.stop_token_ids or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What an engine may use.
+
+    threads: None takes what the machine gives this process. device: "native" or "reference". isa:
+    None takes the best.
+    kv_type: "f16", "bf16" or "f32". kv_memory_bytes: KV pages of all sequences together; the memory
+    is touched only
+        when used; None: DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and always one
+        full context.
+    max_context: most tokens of a sequence, prompt and completion; None: the model's, at most 8192.
+    token_budget: most tokens in a step. max_sequences: most sequences in flight.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    threads: int | None = None
+    device: str = "native"
+    isa: str | None = None
+    kv_type: KVType | str = KVType.F16
+    kv_memory_bytes: int | None = None
+    max_context: int | None = None
+    token_budget: int = 512
+    max_sequences: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "kv_memory_bytes", "max_context"):
+            _integer(name, getattr(self, name), 1, optional=True)
+        for name in ("token_budget", "max_sequences"):
+            _integer(name, getattr(self, name), 1)
+        try:
+            object.__setattr__(self, "kv_type", KVType(self.kv_type))
+        except ValueError:
+            names = ", ".join(KVType)
+            raise ValueError(f"kv_type: expected one of {names}, got {self.kv_type!r}") from None
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows of logits in a step: one for every sequence, and enough for prompts whose
+        logits are all wanted.
+        """
+        return min(self.token_budget, max(32, self.max_sequences))
+
+    def pages(self, context: int, page_tokens: int, page_bytes: int) -> int:
+        """KV pages for sequences of `context` tokens, a page of all layers taking `page_bytes`.
+
+        Raises ValueError if kv_memory_bytes does not hold one page.
+        """
+        one_context = -(-context // page_tokens)
+        if self.kv_memory_bytes is None:
+            contexts = min(self.max_sequences, DEFAULT_KV_CONTEXTS) * one_context
+            return max(one_context, min(contexts, DEFAULT_KV_BYTES // page_bytes))
+        if self.kv_memory_bytes < page_bytes:
+            raise ValueError(
+                f"kv_memory_bytes: {self.kv_memory_bytes} does not hold one page of {page_tokens} tokens"
+                f" ({page_bytes} bytes for this model)"
+            )
+        return min(self.kv_memory_bytes // page_bytes, self.max_sequences * one_context)
+
+
+def _integer(name: str, value: object, low: int, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        none = " or None" if optional else ""
+        raise ValueError(f"{name}: expected an integer >= {low}{none}, got {value!r}")
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    """Check that low <= value <= high (low < value if `above`) and that value is finite."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high and not (above and value == low):  # type: ignore[arg-type,operator]
+        return
+    to = "" if high == math.inf else f" and <= {high:g}"
+    raise ValueError(
+        f"{name}: expected a finite number {'>' if above else '>='} {low:g}{to}, got {value!r}"
+    )
+
+
+def _strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise ValueError(f"stop: expected non-empty strings, got {string!r}")
+    return strings
+
+
+def _ids(name: str, ids: Iterable[int] | None) -> tuple[int, ...]:
+    ids = () if ids is None else tuple(ids)
+    for token in ids:
+        _integer(name, token, 0)
+    return ids
+
+
+def _bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None:
+    if bias is None:
+        return None
+    for token, value in bias.items():
+        _integer("logit_bias: token id", token, 0)
+        _number(f"logit_bias: token {token}", value, -100.0, 100.0)
+    return MappingProxyType(dict(bias))

@@ -1,0 +1,37 @@
+"""Memory for native kernels: large, aligned, zero, and on huge pages where the system gives them."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+HUGE_PAGE = 2 << 20
+"""Bytes of a huge page on x86-64 and of the usual one on Arm."""
+
+Allocator = Callable[[int], NDArray[np.uint8]]
+"""nbytes -> that many zero bytes, writable, starting 64-byte aligned."""
+
+
+def allocate(nbytes: int) -> NDArray[np.uint8]:
+    """Zero bytes from the system, huge-page aligned and advised where they fill one.
+
+    Raises ValueError where the system does not give them.
+    """
+    alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else 64
+    try:
+        mapping = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, MemoryError) as error:
+        raise ValueError(
+            f"the system gives no {nbytes / 2**20:.0f} MiB of memory ({error}); "
+            "lower the KV budget, the context or the tokens of a step"
+        ) from error
+    if nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel built without them
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(mapping, np.uint8)
+    start = -whole.ctypes.data % alignment
+    return whole[start : start + nbytes]

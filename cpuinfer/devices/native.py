@@ -1,0 +1,234 @@
+"""The native device: a Program as a list of C structs, run by one call per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpuinfer.devices.arena import Allocator, allocate
+from cpuinfer.devices.barriers import barriers
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
+from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.graph.dtypes import Activation, KVType
+from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.program import Op, Program
+from cpuinfer.graph.weights import Weight
+from cpuinfer.machine import cpu
+from cpuinfer.machine.isa import Library, load
+
+
+class NativeDevice:
+    """Runs Programs on the kernels of one ISA level.
+
+    threads: how many make a team (default: what machine.cpu finds). isa: the level's name (default: CPUINFER_ISA, or
+    the best). passes: what `compile` does to a Program first. measure: whether op_seconds measures. Raises ValueError
+    for threads or a level that cannot be.
+    """
+
+    name = "native"
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        isa: str | None = None,
+        *,
+        passes: Mapping[str, Callable[[Program], Program]] = PASSES,
+        allocator: Allocator = allocate,
+        measure: bool = False,
+    ) -> None:
+        if threads is None:
+            self.threads = cpu.default_threads().count
+        else:
+            self.threads = cpu.check_threads(threads, "threads")
+        self.library = load(isa)
+        self._passes = passes
+        self._allocator = allocator
+        self._measure = measure
+
+    @property
+    def level(self) -> str:
+        """The ISA level's name."""
+        return self.library.level
+
+    def compile(
+        self, program: Program, weights: Mapping[str, Weight], limits: Limits
+    ) -> NativeExecutable:
+        """Apply the passes, check every weight, allocate everything. Raises ValueError as Device.compile does."""
+        program = optimise(program, self._passes)
+        check_limits(program, limits)
+        check_weights(program, weights)
+        for name in program.weights:
+            _check_alignment(weights[name])
+        return NativeExecutable(
+            program, weights, limits, self.library, self.threads, self._allocator, self._measure
+        )
+
+
+class NativeExecutable:
+    """A Program with its memory. `program` is the one that runs: after the passes."""
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Weight],
+        limits: Limits,
+        library: Library,
+        threads: int,
+        allocator: Allocator,
+        measure: bool,
+    ) -> None:
+        self.program = program
+        self.limits = limits
+        self._ffi, self._lib = library.ffi, library.lib
+        self._memory = memory.plan(program, limits.max_tokens, limits.max_rows)
+        self._arena = allocator(self._memory.nbytes)
+        self._constants = {
+            name: np.ascontiguousarray(table, np.float32)
+            for name, table in program.constants.items()
+        }
+        # The structs hold bare addresses: what they point to lives as long as this object.
+        self._weights = {name: weights[name] for name in program.weights}
+        self._ops = self._translate(barriers(program, self._memory))
+        self._check_ops()
+        self._seconds = np.zeros(len(program.ops))
+        self._program = self._assemble(threads, allocator, measure)
+        self._batch = self._ffi.new("ci_batch *")
+        self._rows = {"T": 0, "R": 0}
+        self._logits = self._view(program.output, limits.max_rows)
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
+        check_batch(batch, self.limits, self.program.vocab_size)
+        from_buffer, c = self._ffi.from_buffer, self._batch
+        c.n_tokens = batch.tokens.size
+        c.n_seqs, c.block_stride = batch.block_tables.shape
+        c.n_rows = batch.logit_rows.size
+        c.tokens = from_buffer("int32_t[]", batch.tokens)
+        c.positions = from_buffer("int32_t[]", batch.positions)
+        c.q_indptr = from_buffer("int32_t[]", batch.q_indptr)
+        c.block_tables = from_buffer("int32_t[]", batch.block_tables)
+        c.logit_rows = from_buffer("int32_t[]", batch.logit_rows)
+        error = self._lib.ci_run(self._program, c)
+        if error:
+            raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")
+        self._rows = {"T": c.n_tokens, "R": c.n_rows}
+        return self._logits[: c.n_rows]
+
+    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Rows of a buffer after a run, as Executable.read says. Raises ValueError for an unknown buffer."""
+        if buffer not in self.program.buffers:
+            raise ValueError(f"no buffer {buffer!r}; there are {', '.join(self.program.buffers)}")
+        return self._view(buffer, self._rows[self.program.buffers[buffer].rows])
+
+    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
+        """Set the first rows of an input of the Program, as Executable.write says."""
+        if buffer not in self.program.inputs:
+            raise ValueError(f"{buffer!r} is not an input of the program: {self.program.inputs}")
+        spec = self.program.buffers[buffer]
+        most = self.limits.max_tokens if spec.rows == "T" else self.limits.max_rows
+        fits = values.ndim == 2 and values.shape[0] <= most and values.shape[1] == spec.width
+        if values.dtype != np.float32 or not fits:
+            raise ValueError(
+                f"input {buffer}: expected f32 of at most {most} rows of {spec.width}, "
+                f"got {values.dtype} {values.shape}"
+            )
+        self._view(buffer, values.shape[0])[:] = values
+
+    def op_seconds(self) -> NDArray[np.float64]:
+        """Seconds spent in each op of `program` since the last call; zeros unless the device measures."""
+        seconds = self._seconds.copy()
+        self._seconds[:] = 0
+        return seconds
+
+    @property
+    def n_barriers(self) -> int:
+        """How often the team meets in a step."""
+        return sum(self._ops[i].barrier_before for i in range(len(self.program.ops)))
+
+    def _view(self, buffer: str, rows: int) -> NDArray[Any]:
+        spec = self.program.buffers[buffer]
+        row_bytes = spec.dtype.row_bytes(spec.width)
+        begin = self._memory.offsets[buffer]
+        data = self._arena[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
+        return data.view(np.float32) if spec.dtype is Activation.F32 else data
+
+    def _pointer(self, array: NDArray[Any]) -> Any:
+        return self._ffi.cast("void *", array.ctypes.data)
+
+    def _translate(self, meet: list[bool]) -> Any:
+        ops = self._ffi.new("ci_op[]", len(self.program.ops))
+        for c, op, barrier in zip(ops, self.program.ops, meet, strict=True):
+            self._fill(c, op)
+            c.barrier_before = barrier
+        return ops
+
+    def _fill(self, c: Any, op: Op) -> None:
+        buffers = self.program.buffers
+        ins = [buffers[name] for name in op.inputs]
+        out = buffers[op.outputs[0]] if op.outputs else ins[0]
+        c.kind = getattr(self._lib, f"CI_OP_{op.kind.upper()}")
+        c.rows_are_logits = out.rows == "R"
+        c.n, c.out_type = out.width, self._type(out.dtype)
+        c.k, c.in_type = c.n, self._lib.CI_F32
+        if ins:
+            c.k, c.in_type = ins[0].width, self._type(ins[0].dtype)
+        for name in ("heads", "kv_heads", "head_dim", "layer", "eps", "scale"):
+            if name in op.attrs:
+                setattr(c, name, op.attrs[name])
+        if "rope" in op.attrs:
+            c.rope = self._ffi.cast("float *", self._constants[op.attrs["rope"]].ctypes.data)
+        inputs = getattr(c, "in")  # a keyword of Python
+        for i, name in enumerate(op.inputs):
+            inputs[i] = self._pointer(self._arena[self._memory.offsets[name] :])
+        if op.outputs:
+            c.out = self._pointer(self._arena[self._memory.offsets[op.outputs[0]] :])
+        for i, name in enumerate(op.weights):
+            weight = self._weights[name]
+            n, k = (*weight.shape, 1)[:2]
+            c.w[i].data = self._pointer(weight.data)
+            c.w[i].type, c.w[i].n, c.w[i].k = int(weight.type), n, k
+
+    def _type(self, dtype: Activation | KVType) -> int:
+        names = {"f32": "CI_F32", "f16": "CI_F16", "bf16": "CI_BF16", "q8": "CI_Q8A"}
+        return int(getattr(self._lib, names[dtype]))
+
+    def _check_ops(self) -> None:
+        kv_type = self._type(self.limits.kv_type)
+        for i, op in enumerate(self.program.ops):
+            if self._lib.ci_check(self._ops + i, 1, kv_type):
+                types = [self.program.weights[name].type.name for name in op.weights]
+                dtypes = [str(self.program.buffers[name].dtype) for name in op.inputs + op.outputs]
+                raise ValueError(
+                    f"op {op.label} ({op.kind}): no native kernel for weights {types}, buffers {dtypes} "
+                    f"and KV {self.limits.kv_type}; run the passes of cpuinfer.graph.passes first"
+                )
+
+    def _assemble(self, threads: int, allocator: Allocator, measure: bool) -> Any:
+        limits, kv, n_ops = self.limits, self.program.kv, len(self.program.ops)
+        c = self._ffi.new("ci_program *")
+        c.ops, c.n_ops, c.n_threads = self._ops, n_ops, threads
+        k_bytes = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
+        self._pages = allocator(max(kv.n_layers * limits.n_pages * 2 * k_bytes, 1))
+        c.kv.data = self._pointer(self._pages)
+        c.kv.layer_bytes = limits.n_pages * 2 * k_bytes
+        c.kv.page_bytes, c.kv.k_bytes = 2 * k_bytes, k_bytes
+        c.kv.type, c.kv.n_pages = self._type(limits.kv_type), limits.n_pages
+        c.thread_bytes = self._lib.ci_thread_bytes(self._ops, n_ops, limits.max_tokens)
+        c.shared_bytes = self._lib.ci_shared_bytes(
+            self._ops, n_ops, threads, limits.max_tokens, limits.max_context
+        )
+        self._workspace = allocator(threads * c.thread_bytes + c.shared_bytes)
+        c.workspace = self._pointer(self._workspace)
+        if measure:
+            c.op_seconds = self._ffi.cast("double *", self._seconds.ctypes.data)
+        return c
+
+
+def _check_alignment(weight: Weight) -> None:
+    if weight.data.ctypes.data % 64 or not weight.data.flags.c_contiguous:
+        raise ValueError(
+            f"weight {weight.name}: its bytes must be contiguous and start 64-byte aligned"
+        )

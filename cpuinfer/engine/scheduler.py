@@ -1,0 +1,179 @@
+"""Who runs in a step, and with how many tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+from cpuinfer.engine.blocks import BlockPool
+from cpuinfer.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A sequence's part of a step: its next n_tokens tokens, and the logits of the last n_rows of
+    them.
+    """
+
+    sequence: Sequence
+    n_tokens: int
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step's chunks, and the Batch that says the same to a device."""
+
+    chunks: tuple[Chunk, ...]
+    batch: Batch
+
+
+class Scheduler:
+    """First come, first served, within the limits of a step.
+
+    - A running sequence holds pages for all its tokens. One that needs a further page takes it; if
+    none is free, the
+      latest of the running sequences gives all of its pages back, waits again as the first in the
+      queue, and later computes its tokens anew (which gives the same keys and values).
+    - The first in the queue is admitted when there are pages for all its tokens and one more for
+    every running sequence,
+      so that it is not sent back at once.
+    - In a step, sequences that decode take their one token first, then prompts take what is left,
+    in order of arrival.
+
+    No deadlock: the earliest running sequence is never sent back while another runs, and every
+    sequence alone fits the pool (the caller checks that). Sequences that run are always earlier
+    than those that wait.
+    """
+
+    def __init__(self, limits: Limits, max_sequences: int) -> None:
+        self.limits = limits
+        self.max_sequences = max_sequences
+        self.pool = BlockPool(limits.n_pages)
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence runs or waits."""
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises ValueError if it could outgrow the pool."""
+        # A generated token is computed when the next is wanted: the last one never is.
+        n_computed = max(sequence.n_prompt, sequence.limit - 1)
+        if n_computed > min(self.limits.n_pages * PAGE_TOKENS, self.limits.max_context):
+            raise ValueError(
+                f"{n_computed} tokens do not fit {self.limits.n_pages} KV pages of {PAGE_TOKENS}"
+                f" and a context of {self.limits.max_context}"
+            )
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is; its pages become free."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._release(sequence)
+
+    def schedule(self) -> Step:
+        """The next step.
+
+        Nothing of a sequence but its pages changes, so a step that failed can be scheduled again.
+        """
+        self._extend()
+        tokens, rows = self.limits.max_tokens, self.limits.max_rows
+        chunks: list[Chunk] = []
+        for sequence in sorted(self.running, key=_is_prefill):
+            if chunk := _chunk(sequence, tokens, rows):
+                chunks.append(chunk)
+                tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
+        while self._can_admit():
+            chunk = _chunk(self.waiting[0], tokens, rows)
+            if chunk is None:
+                break
+            self._admit()
+            chunks.append(chunk)
+            tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
+        return Step(tuple(chunks), make_batch(chunks))
+
+    def _extend(self) -> None:
+        """Give every running sequence the pages for its tokens, the earliest first, sending back
+        the latest.
+        """
+        position = 0
+        while position < len(self.running):
+            sequence = self.running[position]
+            missing = sequence.pages_missing
+            while missing > self.pool.n_free and self.running[-1] is not sequence:
+                self._send_back()
+            if missing > self.pool.n_free:
+                self._send_back()
+            elif missing:
+                sequence.pages.extend(self.pool.take(missing))
+            position += 1
+
+    def _can_admit(self) -> bool:
+        if not self.waiting or len(self.running) >= self.max_sequences:
+            return False
+        return self.waiting[0].pages_missing + len(self.running) <= self.pool.n_free
+
+    def _admit(self) -> None:
+        sequence = self.waiting.popleft()
+        sequence.pages.extend(self.pool.take(sequence.pages_missing))
+        sequence.started = sequence.started or perf_counter()
+        self.running.append(sequence)
+
+    def _send_back(self) -> None:
+        sequence = self.running.pop()
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        # Last page first: the pool gives out the page freed last, so the next sequence starts where
+        # this one did.
+        while sequence.pages:
+            self.pool.release(sequence.pages.pop())
+        sequence.computed = 0
+
+
+def _is_prefill(sequence: Sequence) -> bool:
+    return sequence.remaining > 1
+
+
+def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
+    """The longest next chunk of at most that many tokens and rows of logits.
+
+    None if there is none.
+    """
+    before_rows = max(0, sequence.first_row - sequence.computed)  # tokens whose logits nobody wants
+    n = min(sequence.remaining, tokens, before_rows + rows)
+    return Chunk(sequence, n, max(0, n - before_rows)) if n > 0 else None
+
+
+def make_batch(chunks: list[Chunk]) -> Batch:
+    """The chunks as arrays."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    indptr = [0]
+    rows: list[int] = []
+    tables = np.zeros((len(chunks), max(len(chunk.sequence.pages) for chunk in chunks)), np.int32)
+    for table, chunk in zip(tables, chunks, strict=True):
+        sequence, begin = chunk.sequence, chunk.sequence.computed
+        tokens += sequence.tokens[begin : begin + chunk.n_tokens]
+        positions += range(begin, begin + chunk.n_tokens)
+        indptr.append(len(tokens))
+        rows += range(len(tokens) - chunk.n_rows, len(tokens))
+        table[: len(sequence.pages)] = sequence.pages
+    return Batch(
+        tokens=np.array(tokens, np.int32),
+        positions=np.array(positions, np.int32),
+        q_indptr=np.array(indptr, np.int32),
+        block_tables=tables,
+        logit_rows=np.array(rows, np.int32),
+    )

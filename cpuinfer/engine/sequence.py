@@ -1,0 +1,218 @@
+"""A request and its sequences: tokens and counters; the rest is derived."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpuinfer.config import SamplingParams
+from cpuinfer.devices.base import PAGE_TOKENS
+from cpuinfer.engine.outputs import Detokenizer, TextStream
+from cpuinfer.engine.sampler import TokenLogprob
+
+TokenLogprobs = tuple[TokenLogprob, ...]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One completion on its way.
+
+    tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end
+    it. computed: tokens whose keys and values are in `pages` (int32 page numbers, one per 16
+    positions). logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
+    that generates nothing. prompt_logprobs: None where not wanted.
+    """
+
+    params: SamplingParams
+    tokens: list[int]
+    n_prompt: int
+    limit: int
+    end_ids: frozenset[int]
+    seed: int
+    choice: int
+    stream: TextStream
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    logits: NDArray[np.float32] | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("i"))
+    computed: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    started: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+
+    @property
+    def prompt(self) -> list[int]:
+        """The prompt's tokens."""
+        return self.tokens[: self.n_prompt]
+
+    @property
+    def generated(self) -> list[int]:
+        """The completion's tokens."""
+        return self.tokens[self.n_prompt :]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens not yet computed: 1 when decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def pages_missing(self) -> int:
+        """Pages that the tokens need beyond those held."""
+        return -(-len(self.tokens) // PAGE_TOKENS) - len(self.pages)
+
+    @property
+    def first_row(self) -> int:
+        """The first position whose logits are still wanted; those of all later ones are, too."""
+        if self.logits is not None:
+            return 0
+        if self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.n_prompt:
+            return len(self.prompt_logprobs) - 1
+        return len(self.tokens) - 1
+
+    def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
+        """Take a sampled token, with its text, and end where it, its text or the limit says so."""
+        n = len(self.tokens) - self.n_prompt + 1
+        self.tokens.append(token)
+        self.first_token = self.first_token or perf_counter()
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+        params = self.params
+        search = n > params.min_tokens
+        if token in self.end_ids:
+            if params.include_stop_str_in_output:
+                self.stream.push(token, search=False)
+            self.finish("stop", token if token in params.stop_ids else None)
+        elif stop := self.stream.push(token, search):
+            self.finish("stop", stop)
+        elif len(self.tokens) >= self.limit:
+            stop = self.stream.finish(search)
+            self.finish("stop" if stop else "length", stop)
+
+    def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
+        """End with that reason; text that was held back is let go, except behind a stop string."""
+        if not isinstance(stop_reason, str):
+            self.stream.finish(search=False)
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
+        self.finished = perf_counter()
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A prompt's sequences: one per completion."""
+
+    request_id: str
+    sequences: tuple[Sequence, ...]
+    created: float = field(default_factory=perf_counter)
+
+    @property
+    def done(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(sequence.finish_reason for sequence in self.sequences)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What any sequence of an engine must keep: tokens of the model's vocabulary, and most tokens
+    of a sequence.
+
+    capacity is the least of the context and what all KV pages hold; end_ids are the model's
+    end-of-generation tokens.
+    """
+
+    vocab_size: int
+    max_context: int
+    kv_tokens: int
+    end_ids: frozenset[int]
+    default_max_tokens: int
+
+    def check_prompt(self, prompt: list[int], room: int) -> None:
+        """Raises ValueError unless the prompt is of known tokens and it and `room` more fit."""
+        if not prompt:
+            raise ValueError(
+                "prompt: no tokens; give at least one (the tokenizer may add none by itself)"
+            )
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            bad = next(token for token in prompt if not 0 <= token < self.vocab_size)
+            raise ValueError(
+                f"prompt: token id {bad} is outside the vocabulary of {self.vocab_size}"
+            )
+        if len(prompt) + room > self.max_context:
+            raise ValueError(
+                f"prompt: {len(prompt)} tokens do not fit the context of {self.max_context}"
+                f"{' with one token to generate' if room else ''}; shorten it or raise max_context"
+            )
+        if len(prompt) > self.kv_tokens:
+            raise ValueError(
+                f"prompt: {len(prompt)} tokens do not fit the KV pages for {self.kv_tokens} tokens;"
+                " shorten it or raise kv_memory_bytes"
+            )
+
+    def request(
+        self,
+        request_id: str,
+        prompt: list[int],
+        params: SamplingParams,
+        detokenizer: Callable[[], Detokenizer] | None = None,
+    ) -> Request:
+        """A request for params.n completions; `detokenizer` makes one for each.
+
+        Raises ValueError if the prompt does not fit, or a token that params name is outside the
+        vocabulary.
+        """
+        self.check_prompt(prompt, room=1)
+        for name, ids in (
+            ("stop_token_ids", params.stop_ids),
+            ("logit_bias", params.logit_bias or {}),
+        ):
+            if ids and max(ids) >= self.vocab_size:
+                raise ValueError(
+                    f"{name}: token id {max(ids)} is outside the vocabulary of {self.vocab_size}"
+                )
+        if params.stop_strings and detokenizer is None:
+            raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
+        wanted = params.max_tokens or self.default_max_tokens
+        # The last token is never computed, so it needs no page.
+        limit = min(len(prompt) + wanted, self.max_context, self.kv_tokens + 1)
+        end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
+        seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
+
+        def sequence(choice: int) -> Sequence:
+            wants_prompt = params.prompt_logprobs is not None and choice == 0
+            made = detokenizer() if detokenizer else None
+            return Sequence(
+                params,
+                list(prompt),
+                len(prompt),
+                limit,
+                end_ids,
+                seed,
+                choice,
+                TextStream(made, params.stop_strings, params.include_stop_str_in_output),
+                prompt_logprobs=[None] if wants_prompt else None,
+            )
+
+        return Request(request_id, tuple(sequence(choice) for choice in range(params.n)))
+
+    def scoring_request(self, request_id: str, prompt: list[int]) -> Request:
+        """A request for the logits of every token of the prompt.
+
+        Raises ValueError if it does not fit.
+        """
+        self.check_prompt(prompt, room=0)
+        logits = np.empty((len(prompt), self.vocab_size), np.float32)
+        params = SamplingParams(temperature=0)
+        stream = TextStream(None, (), False)
+        n = len(prompt)
+        return Request(
+            request_id,
+            (Sequence(params, list(prompt), n, n, frozenset(), 0, 0, stream, logits=logits),),
+        )

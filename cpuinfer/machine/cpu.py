@@ -1,0 +1,153 @@
+"""The processor that this process may use: how many threads, and what set that number."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+ENVIRONMENT = "CPUINFER_THREADS"
+"""Sets the number of threads; empty counts as unset."""
+
+MOST_THREADS = 4096
+
+_CPUS = Path("/sys/devices/system/cpu")
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Threads:
+    """A number of threads and the reason for it, in words."""
+
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A data or unified cache as one processor sees it; `shared_by` processors share it."""
+
+    level: int
+    nbytes: int
+    shared_by: int
+
+
+def check_threads(value: int | str, source: str) -> int:
+    """The value as a number of threads. Raises ValueError naming the source unless it is 1 to MOST_THREADS."""
+    text = str(value).strip()
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise ValueError(
+            f"{source}: expected a whole number from 1 to {MOST_THREADS}, got {value!r}"
+        )
+    return int(text)
+
+
+def default_threads(cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> Threads:
+    """$CPUINFER_THREADS, or else the least of physical cores, affinity, cpuset and cgroup quota.
+
+    Raises ValueError for a malformed CPUINFER_THREADS.
+    """
+    if given := os.environ.get(ENVIRONMENT):
+        return Threads(check_threads(given, ENVIRONMENT), ENVIRONMENT)
+    allowed = _affinity()
+    groups = [folder for folder in _cgroup_folders(cgroups, proc) if folder.is_dir()]
+    limits = [
+        Threads(len(allowed), "processor affinity"),
+        Threads(_physical_cores(allowed, cpus), "physical cores"),
+    ]
+    for folder in groups:
+        cpuset = _read(folder / "cpuset.cpus.effective") or _read(folder / "cpuset.effective_cpus")
+        if shared := allowed & parse_cpu_list(cpuset):
+            limits.append(Threads(len(shared), "cgroup cpuset"))
+        quota = _quota(folder)
+        if quota is not None:
+            limits.append(Threads(max(1, int(quota)), f"cgroup quota of {quota:g} processors"))
+    # Of equal limits the first names the reason: the hardware before what was laid over it.
+    return min(limits[1:2] + limits[:1] + limits[2:], key=lambda limit: limit.count)
+
+
+def cpu_name(proc: Path = _PROC) -> str:
+    """The processor's model name, or the architecture where the system does not say."""
+    for line in _read(proc / "cpuinfo").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name" and value.strip():
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def caches(cpus: Path = _CPUS) -> tuple[Cache, ...]:
+    """Data and unified caches of the first processor, nearest first; empty where the system does not say."""
+    found = []
+    for index in sorted(cpus.glob("cpu0/cache/index*")):
+        level, size = _read(index / "level"), _read(index / "size")
+        if _read(index / "type") == "Instruction" or not level.isdecimal() or not size:
+            continue
+        unit = {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
+        number = size.rstrip("KMG")
+        if number.isdecimal():
+            shared = len(parse_cpu_list(_read(index / "shared_cpu_list"))) or 1
+            found.append(Cache(int(level), int(number) << unit, shared))
+    return tuple(sorted(found, key=lambda cache: cache.level))
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """The processors of a list such as "0-3,8"; empty for text that is none."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal():
+            return frozenset()
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def _affinity() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def _physical_cores(allowed: frozenset[int], cpus: Path) -> int:
+    """Cores that the allowed processors belong to; processors without a known sibling count as cores."""
+    cores = set()
+    for cpu in allowed:
+        siblings = parse_cpu_list(_read(cpus / f"cpu{cpu}/topology/thread_siblings_list"))
+        cores.add(min(siblings, default=cpu))
+    return len(cores)
+
+
+def _cgroup_folders(cgroups: Path, proc: Path) -> list[Path]:
+    """Folders of this process's groups and all groups above them: version 2's tree, and version 1's of cpu and
+    cpuset. Inside a container the paths are often not visible; then the roots are all there is."""
+    folders = []
+    for line in _read(proc / "self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers == "":
+            roots = [cgroups, cgroups / "unified"]
+        elif {"cpu", "cpuset"} & set(controllers.split(",")):
+            roots = [cgroups / name for name in (controllers, *controllers.split(","))]
+        else:
+            continue
+        relative = Path(path.lstrip("/"))
+        for root in roots:
+            folders += [root / relative, *(root / parent for parent in relative.parents)]
+    return list(dict.fromkeys(folders))
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors' worth of time that a group gets; None where it has no limit."""
+    quota, period = (*_read(folder / "cpu.max").split(), "", "")[:2]
+    if not quota:
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    if quota.isdecimal() and period.isdecimal() and int(period) > 0 and int(quota) > 0:
+        return int(quota) / int(period)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,164 @@
+"""ISA levels: what this processor runs, and the native library of one level, loaded once.
+
+The table is simd/isa.toml, installed beside the libraries; the signatures are native/api.h, read by cffi.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cpuinfer
+
+ENVIRONMENT = "CPUINFER_ISA"
+"""Names the level to use instead of the best one; empty counts as unset."""
+
+_ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level of this architecture. `features`: what it needs, its bases' needs first; `missing`: those that the
+    processor or the operating system lacks; `library`: where its library is, None where it was not built."""
+
+    name: str
+    features: tuple[str, ...]
+    missing: tuple[str, ...]
+    library: Path | None
+
+    @property
+    def runnable(self) -> bool:
+        """Whether it can be loaded here."""
+        return not self.missing and self.library is not None
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not runnable, in words; empty where it is."""
+        if self.missing:
+            return f"this processor lacks {', '.join(self.missing)}"
+        return "" if self.library else "its library was not built"
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded level. `lib` has the functions of native/api.h, `ffi` their types."""
+
+    level: str
+    ffi: Any
+    lib: Any
+
+    def build_map(self) -> dict[str, str]:
+        """Header -> the folder of simd/ that this level took it from."""
+        text = self.ffi.string(self.lib.ci_build_map()).decode()
+        return dict(line.split("\t") for line in text.splitlines())
+
+    def read_words(self, address: int, n: int, threads: int, repetitions: int) -> int:
+        """Sum of the n 64-bit words at an address, times repetitions (mod 2^64), read by `threads` threads."""
+        words = self.ffi.cast("uint64_t *", address)
+        return int(self.lib.ci_read_words(words, n, threads, repetitions))
+
+
+def native_folder() -> Path:
+    """The folder of the native libraries. Raises ValueError where none is installed."""
+    for root in cpuinfer.__path__:
+        folder = Path(root) / "_native"
+        if (folder / "isa.toml").is_file():
+            return folder
+    raise ValueError(
+        "no native library is installed beside the package; install cpuinfer with pip where there is a C compiler, "
+        "or choose the device 'reference'"
+    )
+
+
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """Names, as in isa.toml, of what the processor has and the operating system has switched on."""
+    folder = native_folder()
+    ffi = _ffi(folder / "probe.h")
+    lib = ffi.dlopen(str(folder / "libcpuinfer_probe.so"))
+    names = ffi.new("char[]", 4096)
+    if lib.ci_probe_features(names, len(names)) < 0:
+        raise RuntimeError("the probe's feature names do not fit in its buffer")
+    return frozenset(ffi.string(names).decode().split())
+
+
+@functools.cache
+def levels() -> tuple[Level, ...]:
+    """Every level of this architecture that has a library of its own, least first."""
+    folder = native_folder()
+    with (folder / "isa.toml").open("rb") as file:
+        table = tomllib.load(file)["level"]
+    machine = platform.machine().lower()
+    architecture = _ARCHITECTURES.get(machine, machine)
+    entries = {entry["name"]: entry for entry in table if entry["architecture"] == architecture}
+    present = processor_features()
+    found = []
+    for name, entry in entries.items():
+        if entry.get("library", True):
+            features = _features(entries, name)
+            missing = tuple(feature for feature in features if feature not in present)
+            path = folder / f"libcpuinfer_{name}.so"
+            found.append(Level(name, features, missing, path if path.is_file() else None))
+    return tuple(found)
+
+
+def choose(name: str | None = None) -> Level:
+    """The level of that name; without one, that of $CPUINFER_ISA; without that, the best.
+
+    Raises ValueError for a level that is unknown or cannot run here: it says why, and names those that can.
+    """
+    source = "isa" if name else ENVIRONMENT
+    name = name or os.environ.get(ENVIRONMENT) or None
+    runnable = [level for level in levels() if level.runnable]
+    names = ", ".join(level.name for level in runnable) or "none"
+    if name is None:
+        if not runnable:
+            reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
+            raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
+        return runnable[-1]
+    for level in levels():
+        if level.name == name and level.runnable:
+            return level
+        if level.name == name:
+            raise ValueError(
+                f"{source}: level {name!r} cannot run: {level.why_not}; can run: {names}"
+            )
+    raise ValueError(f"{source}: unknown level {name!r}; can run here: {names}")
+
+
+def load(name: str | None = None) -> Library:
+    """The library of a level, chosen as `choose` does; each is loaded once.
+
+    Raises ValueError as `choose` does, and for a library that does not load.
+    """
+    return _load(choose(name))
+
+
+@functools.cache
+def _load(level: Level) -> Library:
+    ffi = _ffi(native_folder() / "api.h")
+    try:
+        lib = ffi.dlopen(str(level.library))
+    except OSError as error:
+        raise ValueError(f"level {level.name!r}: its library does not load: {error}") from error
+    return Library(level.name, ffi, lib)
+
+
+@functools.cache
+def _ffi(header: Path) -> Any:
+    from cffi import FFI
+
+    ffi = FFI()
+    ffi.cdef(header.read_text())
+    return ffi
+
+
+def _features(entries: dict[str, dict[str, Any]], name: str) -> tuple[str, ...]:
+    entry = entries[name]
+    own = (entry["architecture"],) if "base" not in entry else _features(entries, entry["base"])
+    return (*own, *entry["features"])

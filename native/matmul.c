@@ -1,0 +1,275 @@
+/* MATMUL, MATMUL_SWIGLU, MATMUL_QKV_ROPE: out[T, N] = x[T, K] @ w[N, K]^T with an epilogue.
+ *
+ * The team shares panels of 16 output rows, so no sum is ever split. A thread takes its tokens in chunks whose input
+ * rows stay in L2, and inside a chunk its panels in strips of at most four: every tile of a strip goes to a small f32
+ * buffer [tokens][CI_STRIP], then the epilogue reads that. So each weight is read from memory once per chunk, and a
+ * token's bits do not depend on which others share its tile, chunk or step. */
+#include <vec.h>
+#include <vmath.h>
+
+#include "kernels.h"
+#include "kv.h"
+#include "matmul.h"
+#include "quantize.h"
+#include "rope.h"
+
+enum {
+    CHUNK_TOKENS = 96,          /* a multiple of every tile height up to 6 (but 5) */
+    CHUNK_BYTES = 320 << 10,    /* of input rows: most of an L2 of 512 KiB, with a panel and the strip beside it */
+    UNPACK_TOKENS = 2 * CI_MAX_MR /* from here on a panel's nibbles are unpacked once per chunk */
+};
+
+/* null for a type that is no matrix. */
+static const ci_format *format_of(int32_t type) {
+    switch (type) {
+    case CI_F32:
+        return &ci_f32_format;
+    case CI_F16:
+        return &ci_f16_format;
+    case CI_BF16:
+        return &ci_bf16_format;
+    case CI_Q8_0:
+        return &ci_q8_0_format;
+    case CI_Q4_0:
+        return &ci_q4_0_format;
+    case CI_Q4_1:
+        return &ci_q4_1_format;
+    default:
+        return NULL;
+    }
+}
+
+static inline int32_t min32(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+static inline int32_t panels_of(int32_t n) {
+    return (n + CI_ROWS - 1) / CI_ROWS;
+}
+static inline int64_t line_up(int64_t bytes) {
+    return (bytes + 63) / 64 * 64;
+}
+
+/* The formats of an op's weights share the input type. Their largest needs: */
+static int64_t prepared_stride(const ci_op *op) {
+    int64_t most = 0;
+    for (int i = 0; i < 3; i++)
+        if (op->w[i].data) {
+            int64_t bytes = format_of(op->w[i].type)->prepared_bytes(op->k);
+            most = bytes > most ? bytes : most;
+        }
+    return line_up(most);
+}
+static int64_t unpacked_bytes(const ci_op *op) {
+    int64_t most = 0;
+    for (int i = 0; i < 3; i++)
+        if (op->w[i].data && format_of(op->w[i].type)->unpack) {
+            const ci_format *format = format_of(op->w[i].type);
+            int64_t bytes = format->unpacked_bytes(op->k) * format->np;
+            most = bytes > most ? bytes : most;
+        }
+    return line_up(most);
+}
+static int32_t chunk_tokens(const ci_op *op) {
+    int64_t prepared = prepared_stride(op), bytes = prepared ? prepared : ci_row_bytes(op->in_type, op->k);
+    int64_t tokens = CHUNK_BYTES / bytes / CI_MAX_MR * CI_MAX_MR;
+    return tokens < CI_MAX_MR ? CI_MAX_MR : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
+}
+
+/* The thread's area: [strip][prepared rows][unpacked panels]. */
+int64_t ci_matmul_thread_bytes(const ci_op *op, int32_t max_tokens) {
+    int64_t tokens = min32(chunk_tokens(op), max_tokens);
+    return tokens * CI_STRIP * (int64_t)sizeof(float) + tokens * prepared_stride(op) + unpacked_bytes(op);
+}
+
+/* One chunk of tokens as one thread sees it. */
+typedef struct chunk {
+    const ci_op *op;
+    const ci_step *step;
+    int32_t first; /* token */
+    int32_t n;     /* tokens */
+    const char *x;
+    int64_t x_stride;
+    char *prepared;
+    int64_t prepared_stride;
+    const ci_format *prepared_for; /* whose prepare made `prepared`; null: nobody's yet */
+    float *strip;                  /* [n][CI_STRIP] */
+    uint8_t *unpacked;
+} chunk;
+
+static void prepare(chunk *c, const ci_format *format) {
+    for (int32_t t = 0; t < c->n; t++)
+        format->prepare(c->prepared + t * c->prepared_stride, c->x + t * c->x_stride, c->op->k);
+    c->prepared_for = format;
+}
+
+/* All tokens of the chunk times np neighbouring panels, in tiles of nearly equal height. */
+static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_index, ci_tile tile, float *out) {
+    int32_t n_tiles = (c->n + mr - 1) / mr;
+    int64_t x_stride = tile.x_stride, prepared_stride = tile.prepared_stride;
+    const char *x = tile.x, *prepared = tile.prepared;
+    for (int32_t i = 0; i < n_tiles; i++) {
+        int32_t begin = c->n * i / n_tiles, end = c->n * (i + 1) / n_tiles;
+        tile.x = x + begin * x_stride;
+        tile.prepared = prepared + begin * prepared_stride;
+        tile.out = out + begin * CI_STRIP;
+        (*tiles)[end - begin - 1][np_index](&tile);
+    }
+}
+
+/* strip[t][column + 16 p + lane] = panels first .. first + n - 1 of the weight times the chunk's tokens. */
+static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n, int32_t column) {
+    const ci_format *format = format_of(weight->type);
+    const int64_t panel_bytes = format->panel_bytes(weight->k);
+    const int32_t height = min32(c->n, format->mr);
+    int prepared = format->prepared_bytes(weight->k) != 0;
+    if (prepared && c->prepared_for != format)
+        prepare(c, format);
+    ci_tile tile = {
+        .panel = (const uint8_t *)weight->data + first * panel_bytes,
+        .panel_bytes = panel_bytes,
+        .x = c->x,
+        .x_stride = c->x_stride,
+        .prepared = prepared ? c->prepared : c->x,
+        .prepared_stride = prepared ? c->prepared_stride : c->x_stride,
+        .k = weight->k,
+    };
+    int unpack = format->unpack && c->n >= UNPACK_TOKENS;
+    const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
+    while (n > 0) {
+        int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;
+        while (!(*tiles)[height - 1][np_index])
+            np_index--;
+        int32_t done = 1 << np_index;
+        ci_tile now = tile;
+        if (unpack) {
+            now.panel = c->unpacked;
+            now.panel_bytes = format->unpacked_bytes(weight->k);
+            for (int32_t p = 0; p < done; p++)
+                format->unpack(c->unpacked + p * now.panel_bytes, tile.panel + p * panel_bytes, weight->k);
+        }
+        sweep(c, tiles, format->mr, np_index, now, c->strip + column);
+        n -= done;
+        column += done * CI_ROWS;
+        tile.panel += done * panel_bytes;
+    }
+}
+
+typedef void strip_fn(chunk *c, int32_t first, int32_t n);
+
+/* Walk this thread's panels (in whole groups) of the op, n_panels in all, strip after strip of at most `strip`. */
+static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
+    int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), begin, end;
+    ci_team_share(&step->team, (n_panels + group - 1) / group, &begin, &end);
+    begin *= group;
+    end = min32(end * group, n_panels);
+    int32_t longest = min32(rows, per_chunk);
+    chunk c = {
+        .op = op,
+        .step = step,
+        .x_stride = ci_row_bytes(op->in_type, op->k),
+        .strip = (float *)(void *)step->thread_area,
+        .prepared = step->thread_area + (int64_t)longest * CI_STRIP * (int64_t)sizeof(float),
+        .prepared_stride = prepared_stride(op),
+    };
+    c.unpacked = (uint8_t *)c.prepared + longest * c.prepared_stride;
+    for (c.first = 0; c.first < rows; c.first += per_chunk) {
+        c.n = min32(per_chunk, rows - c.first);
+        c.x = ci_in_row(op, c.first);
+        c.prepared_for = NULL;
+        for (int32_t panel = begin; panel < end; panel += strip)
+            run(&c, panel, min32(strip, end - panel));
+    }
+}
+
+static inline vf16 load_part(const float *row, int32_t n, int32_t at) {
+    return at + VF_LANES <= n ? vf_load(row + at) : vf_load_n(row + at, n - at);
+}
+
+static void plain_strip(chunk *c, int32_t first, int32_t n) {
+    const ci_op *op = c->op;
+    multiply(c, &op->w[0], first, n, 0);
+    for (int32_t t = 0; t < c->n; t++) {
+        const float *acc = c->strip + t * CI_STRIP;
+        const float *residual = op->in[1] ? (const float *)op->in[1] + (int64_t)(c->first + t) * op->n : NULL;
+        void *out = ci_out_row(op, c->first + t);
+        for (int32_t p = 0; p < n; p++) {
+            int32_t at = (first + p) * CI_ROWS;
+            vf16 y = vf_load(acc + p * CI_ROWS);
+            if (residual)
+                y = vf_add(load_part(residual, op->n, at), y);
+            ci_store16(out, op->out_type, op->n, at, y);
+        }
+    }
+}
+
+/* out [T, n] f32 or bf16 = in[0] [T, k] @ w[0]^T, plus in[1] [T, n] f32 where there is one. */
+void ci_matmul(const ci_op *op, const ci_step *step) {
+    walk(op, step, panels_of(op->n), 1, CI_MAX_NP, plain_strip);
+}
+
+/* A strip of at most two panels: [gate 0, gate 1, up 0, up 1]. */
+static void swiglu_strip(chunk *c, int32_t first, int32_t n) {
+    const ci_op *op = c->op;
+    const int32_t up = 2 * CI_ROWS;
+    multiply(c, &op->w[0], first, n, 0);
+    multiply(c, &op->w[1], first, n, up);
+    for (int32_t t = 0; t < c->n; t++) {
+        const float *acc = c->strip + t * CI_STRIP;
+        vf16 y[2] = {vf_zero(), vf_zero()};
+        for (int32_t p = 0; p < n; p++)
+            y[p] = vf_mul(vf_silu(vf_load(acc + p * CI_ROWS)), vf_load(acc + up + p * CI_ROWS));
+        ci_store32(ci_out_row(op, c->first + t), op->out_type, op->n, first * CI_ROWS, y[0], y[1]);
+    }
+}
+
+/* out [T, n] of out_type = silu(in[0] @ w[0]^T) * (in[0] @ w[1]^T). Groups of two panels, so that a block of 32 is
+ * quantised by one thread. */
+void ci_matmul_swiglu(const ci_op *op, const ci_step *step) {
+    walk(op, step, panels_of(op->n), 2, 2, swiglu_strip);
+}
+
+/* One panel of q, k or v for one token: 16 dimensions of one head. */
+static void qkv_store(const chunk *c, int32_t token, int32_t segment, int32_t column, vf16 x) {
+    const ci_op *op = c->op;
+    const ci_kv *kv = c->step->kv;
+    int32_t position = c->step->batch->positions[token], head = column / op->head_dim, d = column % op->head_dim;
+    if (segment < 2) {
+        const float *table = op->rope + (int64_t)position * 2 * op->head_dim + d;
+        x = rope_rotate(x, vf_load(table), vf_load(table + op->head_dim));
+    }
+    if (segment == 0) {
+        vf_store((float *)op->out + (int64_t)token * op->heads * op->head_dim + column, x);
+        return;
+    }
+    int32_t page = c->step->token_pages[token], lane = position % CI_PAGE;
+    if (segment == 1)
+        kv_store_k(kv, kv_k(kv, op->layer, page, head, op->head_dim), d, lane, x, CI_ROWS);
+    else
+        kv_store_v(kv, kv_v(kv, op->layer, page, head, op->head_dim), d, lane, op->head_dim, x, CI_ROWS);
+}
+
+/* Panels first .. of the rows of q, k and v laid end to end. */
+static void qkv_strip(chunk *c, int32_t first, int32_t n) {
+    const ci_op *op = c->op;
+    int32_t begins[4] = {0};
+    for (int i = 0; i < 3; i++)
+        begins[i + 1] = begins[i] + panels_of(op->w[i].n);
+    for (int i = 0; i < 3; i++) {
+        int32_t begin = first > begins[i] ? first : begins[i], end = min32(first + n, begins[i + 1]);
+        if (begin < end)
+            multiply(c, &op->w[i], begin - begins[i], end - begin, (begin - first) * CI_ROWS);
+    }
+    for (int32_t p = 0; p < n; p++) {
+        int32_t panel = first + p, segment = (panel >= begins[1]) + (panel >= begins[2]);
+        int32_t column = (panel - begins[segment]) * CI_ROWS;
+        for (int32_t t = 0; t < c->n; t++)
+            qkv_store(c, c->first + t, segment, column, vf_load(c->strip + t * CI_STRIP + p * CI_ROWS));
+    }
+}
+
+/* q, k, v = in[0] @ w[0..2]^T; out [T, heads * head_dim] f32 = rope(q); KV pages of the layer <- rope(k), v.
+ * head_dim % 16 == 0, so that a panel lies inside a head. The weights may differ in type, not in input type. */
+void ci_matmul_qkv_rope(const ci_op *op, const ci_step *step) {
+    int32_t n = panels_of(op->w[0].n) + panels_of(op->w[1].n) + panels_of(op->w[2].n);
+    walk(op, step, n, 1, CI_MAX_NP, qkv_strip);
+}

@@ -1,0 +1,60 @@
+/* Matrix products: what a weight type supplies, and the tile that it computes. */
+#ifndef CPUINFER_MATMUL_H
+#define CPUINFER_MATMUL_H
+
+#include "kernels.h"
+
+enum {
+    CI_ROWS = 16,    /* output rows of a panel: the lanes of a vf16 */
+    CI_MAX_MR = 6,   /* most tokens of a tile on any level */
+    CI_MAX_NP = 4,   /* most panels of a tile, and of a strip */
+    CI_STRIP = CI_MAX_NP * CI_ROWS
+};
+
+/* One tile: out[t * CI_STRIP + 16 * p + lane] = row 16 * p + lane of the panels times token t, over the whole K. */
+typedef struct ci_tile {
+    const uint8_t *panel; /* panels follow each other */
+    int64_t panel_bytes;
+    const char *x; /* token t's row, of the op's input type, at x + t * x_stride */
+    int64_t x_stride;
+    const char *prepared; /* the same made by the format's prepare, or x itself */
+    int64_t prepared_stride;
+    int32_t k;
+    float *out;
+} ci_tile;
+
+typedef void ci_tile_fn(const ci_tile *tile);
+
+/* tiles[mr - 1][i]: mr tokens x (1, 2, 4)[i] panels; null where that does not fit the level's registers. */
+typedef ci_tile_fn *const ci_tiles[CI_MAX_MR][3];
+
+typedef struct ci_format {
+    int32_t type;
+    int32_t mr; /* most tokens of a tile */
+    int32_t np; /* most panels of a tile */
+    int64_t (*panel_bytes)(int32_t k);
+    const ci_tiles *tiles;
+    /* Rewrite one input row as the tiles want it; prepared_bytes is 0 where they take it as it is. */
+    int64_t (*prepared_bytes)(int32_t k);
+    void (*prepare)(char *out, const char *row, int32_t k);
+    /* For many tokens: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
+    int64_t (*unpacked_bytes)(int32_t k);
+    void (*unpack)(uint8_t *out, const uint8_t *panel, int32_t k);
+    const ci_tiles *unpacked_tiles;
+} ci_format;
+
+extern const ci_format ci_f32_format, ci_f16_format, ci_bf16_format, ci_q8_0_format, ci_q4_0_format, ci_q4_1_format;
+
+/* Tables of tiles: TILE(mr, np) names the function. */
+#define CI_TILE_ROW(TILE, mr) {TILE(mr, 1), TILE(mr, 2), TILE(mr, 4)}
+#define CI_TILE_TABLE(TILE)                                                                         \
+    {                                                                                               \
+        CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), CI_TILE_ROW(TILE, 4),     \
+            CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6)                                              \
+    }
+/* DEFINE(mr, np) for every tile. */
+#define CI_EACH_TILE(DEFINE)                                                               \
+    DEFINE(1, 1) DEFINE(1, 2) DEFINE(1, 4) DEFINE(2, 1) DEFINE(2, 2) DEFINE(2, 4)          \
+    DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4) DEFINE(4, 1) DEFINE(4, 2) DEFINE(4, 4)          \
+    DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4) DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)
+#endif

@@ -1,0 +1,105 @@
+/* Float weight types: F32 and F16 times f32 rows, acc = fma(w, x, acc) in K order; BF16 times bf16 rows, per pair
+ * acc = fma(w_odd, x_odd, acc), then the even one (docs/design.md section 3). */
+#include <vec.h>
+
+#include "matmul.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Whether mr x np accumulators fit: VF_GEMM_MR vf16. */
+#define FITS(mr, np) ((mr) * (np) <= VF_GEMM_MR)
+
+INLINE void compute(const int mr, const int np, const int32_t type, const ci_tile *tile) {
+    vf16 acc[CI_MAX_MR * CI_MAX_NP];
+    if (!FITS(mr, np))
+        return; /* not in the table: keep the compiler from building it */
+#pragma GCC unroll 32
+    for (int i = 0; i < mr * np; i++)
+        acc[i] = vf_zero();
+    const int32_t step = type == CI_BF16 ? 2 : 1; /* k at a time */
+    for (int32_t k = 0; k < tile->k; k += step) {
+#pragma GCC unroll 4
+        for (int p = 0; p < np; p++) {
+            const uint8_t *panel = tile->panel + p * tile->panel_bytes;
+            vf16 first, second; /* the order in which they are added */
+            if (type == CI_BF16)
+                vf_load_bf16_pairs((const uint16_t *)(const void *)panel + (int64_t)k * CI_ROWS, &second, &first);
+            else if (type == CI_F16)
+                first = second = vf_load_f16((const uint16_t *)(const void *)panel + (int64_t)k * CI_ROWS);
+            else
+                first = second = vf_load((const float *)(const void *)panel + (int64_t)k * CI_ROWS);
+#pragma GCC unroll 8
+            for (int t = 0; t < mr; t++) {
+                const float *x = (const float *)(const void *)(tile->prepared + t * tile->prepared_stride) + k;
+                acc[t * np + p] = vf_fma(first, vf_set1(x[step - 1]), acc[t * np + p]);
+                if (step == 2)
+                    acc[t * np + p] = vf_fma(second, vf_set1(x[0]), acc[t * np + p]);
+            }
+        }
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < mr * np; i++)
+        vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
+}
+
+/* clang-format off */
+#define DEFINE(mr, np) static void f32_##mr##x##np(const ci_tile *tile) { compute(mr, np, CI_F32, tile); }
+CI_EACH_TILE(DEFINE)
+#undef DEFINE
+#define DEFINE(mr, np) static void f16_##mr##x##np(const ci_tile *tile) { compute(mr, np, CI_F16, tile); }
+CI_EACH_TILE(DEFINE)
+#undef DEFINE
+#define DEFINE(mr, np) static void bf16_##mr##x##np(const ci_tile *tile) { compute(mr, np, CI_BF16, tile); }
+CI_EACH_TILE(DEFINE)
+#undef DEFINE
+/* clang-format on */
+
+#define F32_TILE(mr, np) (FITS(mr, np) ? f32_##mr##x##np : NULL)
+#define F16_TILE(mr, np) (FITS(mr, np) ? f16_##mr##x##np : NULL)
+#define BF16_TILE(mr, np) (FITS(mr, np) ? bf16_##mr##x##np : NULL)
+static const ci_tiles f32_tiles = CI_TILE_TABLE(F32_TILE);
+static const ci_tiles f16_tiles = CI_TILE_TABLE(F16_TILE);
+static const ci_tiles bf16_tiles = CI_TILE_TABLE(BF16_TILE);
+
+enum { MR = VF_GEMM_MR < CI_MAX_MR ? VF_GEMM_MR : CI_MAX_MR };
+
+static int64_t f32_bytes(int32_t k) {
+    return (int64_t)k * CI_ROWS * 4;
+}
+static int64_t f16_bytes(int32_t k) {
+    return (int64_t)k * CI_ROWS * 2;
+}
+static int64_t bf16_bytes(int32_t k) {
+    return ((int64_t)k + 1) / 2 * CI_ROWS * 4;
+}
+static int64_t no_bytes(int32_t k) {
+    (void)k;
+    return 0;
+}
+/* A bf16 row as f32, K rounded up to even, so that a tile broadcasts its elements straight from memory. */
+static int64_t bf16_prepared_bytes(int32_t k) {
+    return ((int64_t)k + 1) / 2 * 8;
+}
+static void bf16_prepare(char *out, const char *row, int32_t k) {
+    const uint16_t *x = (const uint16_t *)(const void *)row;
+    float *y = (float *)(void *)out;
+    int32_t n = (k + 1) / 2 * 2, i = 0;
+    for (; i + VF_LANES <= n; i += VF_LANES)
+        vf_store(y + i, vf_load_bf16(x + i));
+    for (; i < n; i++)
+        y[i] = bf16_to_f32(x[i]);
+}
+
+const ci_format ci_f32_format = {
+    .type = CI_F32, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f32_bytes, .tiles = &f32_tiles, .prepared_bytes = no_bytes};
+const ci_format ci_f16_format = {
+    .type = CI_F16, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f16_bytes, .tiles = &f16_tiles, .prepared_bytes = no_bytes};
+const ci_format ci_bf16_format = {
+    .type = CI_BF16,
+    .mr = MR,
+    .np = CI_MAX_NP,
+    .panel_bytes = bf16_bytes,
+    .tiles = &bf16_tiles,
+    .prepared_bytes = bf16_prepared_bytes,
+    .prepare = bf16_prepare,
+};
