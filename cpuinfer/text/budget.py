@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 STEP_UNITS = 16
@@ -13,7 +14,7 @@ MAX_DEPTH = 100
 
 _NODES_PER_CLOCK = 4096
 _CONTAINERS = (list, tuple, dict)
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type[Collection[Any]], ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 class LimitExceeded(Exception):
@@ -98,8 +99,8 @@ class Budget:
 
     def text(self, value: Any) -> str:
         """What the template prints for a value, paid for."""
-        if type(value) is not str:
+        if not isinstance(value, str):
             self.charge(self.size(value))
-            value = str(value)
-        self.step(len(value))
-        return value
+        text = str(value)
+        self.step(len(text))
+        return text

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
     from cpuinfer.text.sandbox import Sandbox
 
-MAX_TEMPLATE_CHARS = 1 << 18
-"""Longest template; the longest published ones have about 17,000 characters. Bounds the time to compile one."""
+MAX_TEMPLATE_CHARS = 1 << 16
+MAX_TEMPLATE_NODES = 8000
+"""Largest template, in characters and in nodes of its syntax tree; the largest published ones have about 17,000 and
+1,300. Bounds the time and memory to compile one (0.7 s and 50 MB, measured)."""
 
 MAX_INPUT_DEPTH = 64
 """Deepest nesting of messages and tools."""
 
-BASE_UNITS = 1 << 22
+BASE_UNITS = 1 << 20
 UNITS_PER_INPUT = 64
 """Work allowed to a rendering, in characters and elements made: BASE_UNITS plus this for each unit of its input."""
 
@@ -25,7 +27,7 @@ BASE_OUTPUT_CHARS = 1 << 20
 OUTPUT_PER_INPUT = 16
 """Longest prompt that a rendering may give: BASE_OUTPUT_CHARS plus this for each unit of its input."""
 
-DEADLINE_SECONDS = 5.0
+DEADLINE_SECONDS = 2.0
 """Wall time allowed to a rendering; published templates take milliseconds."""
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -44,8 +46,15 @@ class ChatTemplateError(ValueError):
 class ChatTemplate:
     """A model's own template, rendered in a sandbox with limits on time, output and memory. Safe to share by threads."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
-        """source: a jinja2 template; special_tokens: texts by variable name, such as bos_token.
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        *,
+        seconds: float = DEADLINE_SECONDS,
+    ) -> None:
+        """source: a jinja2 template; special_tokens: texts by variable name, such as bos_token; seconds: the wall
+        time that a rendering may take.
 
         Raises ChatTemplateError if the template is not a string or too long.
         """
@@ -59,6 +68,7 @@ class ChatTemplate:
             )
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self._seconds = seconds
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], *, name: str | None = None) -> ChatTemplate:
@@ -101,11 +111,12 @@ class ChatTemplate:
         return self._run({**self._special_tokens, **plain}, size[0])
 
     def _run(self, variables: dict[str, Any], input_size: int) -> str:
-        from cpuinfer.text.budget import Budget, LimitExceeded
         from jinja2 import Template, TemplateError
 
+        from cpuinfer.text.budget import Budget, LimitExceeded
+
         sandbox, code = self._compiled
-        budget = Budget(BASE_UNITS + UNITS_PER_INPUT * input_size, DEADLINE_SECONDS)
+        budget = Budget(BASE_UNITS + UNITS_PER_INPUT * input_size, self._seconds)
         most = BASE_OUTPUT_CHARS + OUTPUT_PER_INPUT * input_size
         environment = sandbox.on_budget(budget)
         pieces: list[str] = []
@@ -129,14 +140,19 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> tuple[Sandbox, CodeType]:
-        from cpuinfer.text.sandbox import Sandbox
         from jinja2 import TemplateSyntaxError
-        from jinja2.meta import find_undeclared_variables
+        from jinja2.nodes import Name, Node
+
+        from cpuinfer.text.sandbox import Sandbox
 
         sandbox = Sandbox()
         try:
-            unknown = find_undeclared_variables(sandbox.parse(self.source))
-            code = sandbox.compile(sandbox.guarded(self.source))  # type: ignore[call-overload]
+            tree = sandbox.parse(self.source)
+            n_nodes = sum(1 for _ in tree.find_all(Node))
+            if n_nodes > MAX_TEMPLATE_NODES:
+                raise ValueError(f"it has {n_nodes} nodes, more than {MAX_TEMPLATE_NODES}")
+            names = {name.name for name in tree.find_all(Name)}
+            code = sandbox.compile(sandbox.guarded(tree))
         except TemplateSyntaxError as error:
             raise ChatTemplateError(
                 f"the chat template, line {error.lineno}: {error.message}"
@@ -145,7 +161,7 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"the chat template cannot be compiled: {type(error).__name__}: {error}"
             ) from None
-        if "messages" not in unknown:
+        if "messages" not in names:
             raise ChatTemplateError(
                 "the chat template never uses `messages`, so it cannot render any"
             )

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable
 from datetime import datetime
 from string import Formatter
 from typing import Any
 
 import jinja2
-from cpuinfer.text.budget import Budget, LimitExceeded
-from cpuinfer.text.sandbox_filters import FILTERS, TESTS, check_printf, replaced_size
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import BlockReference, Context, LoopContext, Macro, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
+
+from cpuinfer.text.budget import Budget, LimitExceeded
+from cpuinfer.text.sandbox_filters import FILTERS, TESTS, check_printf, replaced_size
+from cpuinfer.text.sandbox_guards import Guards
 
 MAX_RANGE = 100_000
 """Longest range(), as in jinja2's own sandbox."""
@@ -170,14 +171,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def on_budget(self, budget: Budget) -> Sandbox:
         """A copy of this environment for one rendering."""
-        copy: Sandbox = self.overlay()  # type: ignore[assignment]
+        copy: Sandbox = self.overlay()
         copy.budget = budget
         return copy
 
-    def guarded(self, source: str) -> nodes.Template:
-        """Parse a template and put the guards into its syntax tree. Raises jinja2.TemplateError."""
-        tree: nodes.Template = _Guards().visit(self.parse(source))
-        return tree
+    @staticmethod
+    def guarded(tree: nodes.Template) -> nodes.Template:
+        """Put the guards into a template's syntax tree, in place. Raises jinja2.TemplateSyntaxError."""
+        guarded: nodes.Template = Guards().visit(tree)
+        return guarded
 
     # The guards below are called from the rewritten tree.
 
@@ -321,81 +323,3 @@ def _pay_format(budget: Budget, template: str, values: tuple[Any, ...]) -> None:
             raise LimitExceeded(f"it formats with the width {spec[:20]!r}")
         if field is not None:
             budget.charge(total + 1000)
-
-
-class _Guards(NodeTransformer):
-    """Rewrites a template's syntax tree so that loops, literals, ~, slices and comparisons pay from the budget."""
-
-    def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
-        if isinstance(
-            node,
-            (nodes.Import, nodes.FromImport, nodes.Include, nodes.Extends)
-            + (nodes.EvalContextModifier, nodes.ScopedEvalContextModifier),
-        ):
-            raise jinja2.TemplateSyntaxError(
-                f"{type(node).__name__.lower()} has no place in a chat template", node.lineno
-            )
-        super().generic_visit(node, *args, **kwargs)
-        for field in ("body", "else_"):
-            block = getattr(node, field, None)
-            if isinstance(block, list):
-                setattr(node, field, self._with_steps(block))
-        if isinstance(node, (nodes.For, nodes.Macro, nodes.CallBlock)):
-            node.body.insert(0, self._step(0, node.lineno))
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return self._call("guard_concat", node.nodes, node.lineno)
-
-    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return self._call("guard_new", [node], node.lineno)
-
-    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        return self._call("guard_new", [node], node.lineno) if node.ctx == "load" else node
-
-    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        for pair in node.items:
-            if not isinstance(pair.key, nodes.Const):
-                pair.key = self._call("guard_read", [pair.key], node.lineno)
-        return self._call("guard_new", [node], node.lineno)
-
-    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        if isinstance(node.arg, nodes.Slice):
-            return self._call("guard_new", [node], node.lineno)
-        return node
-
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.expr = self._call("guard_read", [node.expr], node.lineno)
-        for operand in node.ops:
-            if not isinstance(operand.expr, nodes.Const):
-                operand.expr = self._call("guard_read", [operand.expr], node.lineno)
-        return node
-
-    def _with_steps(self, block: list[nodes.Node]) -> list[nodes.Node]:
-        """The block with a step before each literal text, priced by its length."""
-        stepped: list[nodes.Node] = []
-        for node in block:
-            if isinstance(node, nodes.Output):
-                data = sum(len(n.data) for n in node.nodes if isinstance(n, nodes.TemplateData))
-                stepped.append(self._step(data, node.lineno))
-            stepped.append(node)
-        return stepped
-
-    def _step(self, data: int, lineno: int) -> nodes.Node:
-        return nodes.ExprStmt(
-            self._call("guard_step", [nodes.Const(data, lineno=lineno)], lineno), lineno=lineno
-        )
-
-    @staticmethod
-    def _call(guard: str, args: list[nodes.Expr], lineno: int) -> nodes.Call:
-        function = nodes.EnvironmentAttribute(guard, lineno=lineno)
-        return nodes.Call(function, args, [], None, None, lineno=lineno)
-
-
-Render = Callable[..., str]

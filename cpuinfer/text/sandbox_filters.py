@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cpuinfer.text.budget import Budget, LimitExceeded
 from jinja2 import pass_context
 from jinja2.filters import FILTERS as _JINJA_FILTERS
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Context
 from jinja2.tests import TESTS as _JINJA_TESTS
+
+from cpuinfer.text.budget import Budget, LimitExceeded
 
 MAX_WIDTH = 10_000
 """Largest width, count or length given to a filter."""
@@ -72,7 +73,7 @@ def check_printf(budget: Budget, template: str, values: Any) -> None:
     budget.charge(len(template) + 1000 * template.count("%") + budget.size(values))
 
 
-def _bounded(name: str, function: Function, pay: Pay | None = None) -> Function:
+def _bounded(name: str, function: Any, pay: Pay | None = None) -> Function:
     """The filter or test, paid for: a step, a walk over its input, `pay`, and the size of its result."""
     wants = getattr(getattr(function, "jinja_pass_arg", None), "name", "nothing")
 
@@ -192,7 +193,7 @@ def _sum(context: Context, value: Any, attribute: str | int | None = None, start
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
     if isinstance(value, str) and len(value) > 1000:
         return default
-    result: int = _JINJA_FILTERS["int"](value, default, base)  # type: ignore[operator]
+    result: int = _JINJA_FILTERS["int"](value, default, base)
     return result
 
 
@@ -208,10 +209,14 @@ def _pay_text(budget: Budget, value: Any) -> None:
     budget.charge(8 * budget.size(value))
 
 
+def _pay_words(budget: Budget, value: Any) -> None:
+    budget.charge(32 * budget.size(value))  # a string object for each word
+
+
 def _round(value: float, precision: int = 0, method: str = "common") -> float:
     if abs(precision) > 32:
         raise LimitExceeded("it rounds to more than 32 digits")
-    result: float = _JINJA_FILTERS["round"](value, precision, method)  # type: ignore[operator]
+    result: float = _JINJA_FILTERS["round"](value, precision, method)
     return result
 
 
@@ -228,6 +233,7 @@ FILTERS: dict[str, Function] = {
     "round": _bounded("round", _round),
     "safe": _bounded("safe", _safe, _pay_text),
     "sum": _bounded("sum", _sum),
+    "title": _bounded("title", _JINJA_FILTERS["title"], _pay_words),
     "tojson": _bounded("tojson", _tojson, _pay_tojson),
     "trim": _bounded("trim", _trim),
 }

@@ -199,8 +199,8 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     if "" in tokens:  # unused slots of some files; they need distinct names
         tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     if len(set(tokens)) != len(tokens):
-        seen: set[str] = set()
-        twice = next(token for token in tokens if token in seen or seen.add(token))
+        first = {token: i for i, token in reversed(list(enumerate(tokens)))}
+        twice = next(token for i, token in enumerate(tokens) if first[token] != i)
         raise TokenizerError(f"token {twice!r} appears more than once in {_PREFIX}tokens")
     try:
         "".join(tokens).encode()
