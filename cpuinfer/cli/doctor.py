@@ -35,10 +35,9 @@ def doctor(
 def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
     """Everything but the model."""
     import platform
-    from importlib.metadata import version
 
     from cpuinfer.cli.limit import bandwidth
-    from cpuinfer.cli.output import working
+    from cpuinfer.cli.output import version, working
     from cpuinfer.machine import cpu
     from cpuinfer.machine import isa as levels
     from cpuinfer.machine.folders import cache_dir
@@ -49,7 +48,7 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
     with working("measuring the memory bandwidth"):
         measured = bandwidth(library.level, count, fresh=True)
     return {
-        "version": version("cpuinfer"),
+        "version": version(),
         "cpu": cpu.cpu_name(),
         "architecture": platform.machine(),
         "kernel": platform.release(),

@@ -121,6 +121,6 @@ def where(llm: LLM) -> dict[str, Any]:
     device: Any = llm.device
     return {
         "device": device.name,
-        "isa": getattr(device, "isa", None),
+        "isa": getattr(device, "level", None),
         "threads": getattr(device, "threads", 1),
     }
