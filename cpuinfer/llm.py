@@ -31,7 +31,7 @@ from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
 
 if TYPE_CHECKING:
-    from cpuinfer.text import ChatTemplate
+    from cpuinfer.text.chat import ChatTemplate
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -50,25 +50,22 @@ class LLM:
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:
-        from cpuinfer.formats.packed import load_model
-        from cpuinfer.graph.passes import optimise
+        from cpuinfer.formats import load_model
         from cpuinfer.hub import resolve
         from cpuinfer.models import build_program
-        from cpuinfer.text import Tokenizer
+        from cpuinfer.text.tokenizer import Tokenizer
 
         begin = perf_counter()
         self.config = config = EngineConfig(**options)
         self.device = create_device(config.device, config.threads, config.isa)
-        self.model = packed = load_model(resolve(str(model)))
+        self.packed = packed = load_model(resolve(str(model)))
         self.tokenizer = Tokenizer.from_gguf(packed.metadata)
         factors = packed.weights.get("rope_freqs.weight")
-        self.program = optimise(
-            build_program(
-                packed.metadata,
-                packed.weight_types,
-                max_positions=config.max_context,
-                rope_factors=None if factors is None else factors.data.view(np.float32),
-            )
+        self.program = build_program(
+            packed.metadata,
+            packed.weight_types,
+            max_positions=config.max_context,
+            rope_factors=None if factors is None else factors.data.view(np.float32),
         )
         kv_type = KVType(config.kv_type)
         context = self.program.max_positions
@@ -156,9 +153,9 @@ class LLM:
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises ValueError if it has none."""
         if self._template is None:
-            from cpuinfer.text import ChatTemplate
+            from cpuinfer.text.chat import ChatTemplate
 
-            self._template = ChatTemplate.from_gguf(self.model.metadata)
+            self._template = ChatTemplate.from_gguf(self.packed.metadata)
         return self._template
 
     def close(self) -> None:
@@ -190,14 +187,16 @@ class LLM:
         return str(next(self._numbers))
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        from cpuinfer.text import Detokenizer
+        from cpuinfer.text.detokenize import Detokenizer
 
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._bounds.request(
             self._next_id(),
             ids,
             params,
-            lambda: Detokenizer(self.tokenizer, skip_special=params.skip_special_tokens),
+            lambda: Detokenizer(
+                self.tokenizer, skip_special=params.skip_special_tokens, continues=True
+            ),
         )
 
     def _add(self, requests: Sequence[Request]) -> None:

@@ -8,11 +8,9 @@
 
 #include "kernels.h"
 
-/* Rows of a register tile: what vec.h says fits; 8 are enough to hide an FMA's latency, so no more shapes than that. */
-#define ATTENTION_MR (VF_GEMM_MR < 8 ? VF_GEMM_MR : 8)
-/* vf16 columns of a tile of `rows` rows: few rows take more, since an FMA's latency wants about 8 running sums. */
-#define ATTENTION_WIDTH(rows) \
-    ((rows) == 1 || (rows) * 4 <= VF_GEMM_MR ? 4 : (rows) == 2 || (rows) * 2 <= VF_GEMM_MR ? 2 : 1)
+/* Rows of a register tile: what vec.h says fits. 6 rows of 1 or 2 columns have the 8 running sums that hide an FMA's
+ * latency, so no level needs more. */
+#define ATTENTION_MR (VF_GEMM_MR < 6 ? VF_GEMM_MR : 6)
 
 typedef struct ci_tile {
     const float *a; /* [rows][a_stride] */
@@ -28,7 +26,7 @@ typedef struct ci_tile {
 
 /* rows, width and type are constants wherever this is inlined, so the sums live in registers. */
 ATTENTION_INLINE void tile_body(const ci_tile *t, const int rows, const int width, const int type) {
-    vf16 sum[8 * 4];
+    vf16 sum[6 * 4];
     const float *a = t->a;
     const int64_t a_stride = t->a_stride, b_stride = t->b_stride, c_stride = t->c_stride, depth = t->depth;
     const char *b[4];
@@ -36,14 +34,14 @@ ATTENTION_INLINE void tile_body(const ci_tile *t, const int rows, const int widt
 #pragma GCC unroll 4
     for (int x = 0; x < width; x++)
         b[x] = t->b[x];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++)
             sum[r * width + x] = t->accumulate ? vf_load(c + r * c_stride + x * VF_LANES) : vf_zero();
     for (int64_t k = 0; k < depth; k++)
         attention_step(sum, a + k, a_stride, b, k * b_stride, rows, width, type);
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++)
@@ -85,10 +83,6 @@ TILE_ROWS(4)
 TILE_ROWS(5)
 TILE_ROWS(6)
 #endif
-#if VF_GEMM_MR > 6
-TILE_ROWS(7)
-TILE_ROWS(8)
-#endif
 
 /* Any number of rows: blocks of nearly equal size, since a lone last row would run at its latency. */
 static void tile_run(ci_tile t, int32_t rows, int32_t n) {
@@ -118,14 +112,6 @@ static void tile_run(ci_tile t, int32_t rows, int32_t n) {
             break;
         case 6:
             tile_rows_6(t, n);
-            break;
-#endif
-#if VF_GEMM_MR > 6
-        case 7:
-            tile_rows_7(t, n);
-            break;
-        case 8:
-            tile_rows_8(t, n);
             break;
 #endif
         default:

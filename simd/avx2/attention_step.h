@@ -7,6 +7,8 @@
 
 #include "kernels.h"
 
+#define ATTENTION_WIDTH(rows) ((rows) == 1 ? 4 : (rows) <= 3 ? 2 : 1)
+
 #define ATTENTION_INLINE static inline __attribute__((always_inline))
 
 ATTENTION_INLINE __m256 attention_load_half(const char *p, int64_t i, const int32_t type) {
@@ -24,7 +26,7 @@ ATTENTION_INLINE void attention_step(vf16 *sum, const float *a, int64_t a_stride
                                      const int rows, const int width, const int32_t type) {
     if (rows > 3) { /* the column stays, the factors pass */
         const vf16 column = attention_load(b[0], i, type);
-#pragma GCC unroll 8
+#pragma GCC unroll 6
         for (int r = 0; r < rows; r++)
             sum[r] = vf_fma(vf_set1(a[r * a_stride]), column, sum[r]);
         return;

@@ -6,6 +6,12 @@
 
 #include "kernels.h"
 
+/* Columns (vf16) that a tile of `rows` rows takes at a time, at most 4: few rows take more, for 8 sums in flight. */
+#ifndef ATTENTION_WIDTH
+#define ATTENTION_WIDTH(rows) \
+    ((rows) == 1 || (rows) * 4 <= VF_GEMM_MR ? 4 : (rows) == 2 || (rows) * 2 <= VF_GEMM_MR ? 2 : 1)
+#endif
+
 #define ATTENTION_INLINE static inline __attribute__((always_inline))
 
 /* 16 elements of a KV type (CI_F32, CI_F16 or CI_BF16) from element i on. */
@@ -22,7 +28,7 @@ ATTENTION_INLINE void attention_step(vf16 *sum, const float *a, int64_t a_stride
 #pragma GCC unroll 4
     for (int x = 0; x < width; x++)
         column[x] = attention_load(b[x], i, type);
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++) {
         vf16 factor = vf_set1(a[r * a_stride]);
 #pragma GCC unroll 4
