@@ -1,4 +1,7 @@
-"""What a caller may choose: sampling of one request, and the engine's resources. Checked when constructed."""
+"""What a caller may choose: sampling of one request, and the engine's resources.
+
+Checked when constructed.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,19 @@ from types import MappingProxyType
 from cpuinfer.graph.dtypes import KVType
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy, as in vLLM: dividing logits by less gains nothing and may overflow."""
+"""A temperature below this is greedy, as in vLLM: dividing logits by less gains nothing and may
+overflow.
+"""
 DEFAULT_MAX_TOKENS = 2048
-"""Most tokens generated where max_tokens is None; fewer where the context or the KV pages end before."""
-DEFAULT_MAX_CONTEXT = 8192
-"""Positions of a sequence where max_context is None; fewer where the model has fewer."""
+"""Most tokens generated where max_tokens is None.
+
+Fewer where the context or the KV pages end before.
+"""
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
-"""KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, and always one full context."""
+"""KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, and always one full
+context.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +33,21 @@ class SamplingParams:
     """How one request is sampled and when it ends; names and meaning are vLLM's.
 
     max_tokens: most tokens to generate; None is what fits, at most DEFAULT_MAX_TOKENS.
-    min_tokens: end-of-generation and stop tokens cannot be drawn before, and stop strings are looked for only in the
+    min_tokens: end-of-generation and stop tokens cannot be drawn before, and stop strings are
+    looked for only in the
         text of later tokens.
     temperature: 0 is greedy (the lowest id wins a tie).
-    top_k (0 or -1: off), typical_p, top_p, min_p: filters, applied in this order, each to what the one before left.
+    top_k (0 or -1: off), typical_p, top_p, min_p: filters, applied in this order, each to what the
+    one before left.
     repetition_penalty: over prompt and output; presence_penalty, frequency_penalty: over output.
     logit_bias: token id to a number in [-100, 100] added to its logit.
-    seed: 0 <= seed < 2**64; None takes one from the operating system (RequestOutput.seed says which).
+    seed: 0 <= seed < 2**64; None takes one from the operating system (RequestOutput.seed says
+    which).
     stop: string or strings that end the text, left out of it unless include_stop_str_in_output.
-    stop_token_ids: tokens that end the text besides the model's own; ignore_eos: the model's own do not.
-    logprobs, prompt_logprobs: how many of the most likely tokens to report at each position, besides the token itself;
+    stop_token_ids: tokens that end the text besides the model's own; ignore_eos: the model's own do
+    not.
+    logprobs, prompt_logprobs: how many of the most likely tokens to report at each position,
+    besides the token itself;
         log-probabilities are those of the model, before penalties, bias, temperature and filters.
     skip_special_tokens: leave special tokens out of the text.
     n: completions of the prompt.
@@ -83,9 +96,13 @@ class SamplingParams:
         if self.seed is not None and self.seed >= 1 << 64:
             raise ValueError(f"seed: expected less than 2**64, got {self.seed}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}")
+            raise ValueError(
+                f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}"
+            )
         if self.n > 1 and self.greedy:
-            raise ValueError(f"n: {self.n} completions at temperature 0 would be equal; raise the temperature")
+            raise ValueError(
+                f"n: {self.n} completions at temperature 0 would be equal; raise the temperature"
+            )
         object.__setattr__(self, "stop", _strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
@@ -110,10 +127,13 @@ class SamplingParams:
 class EngineConfig:
     """What an engine may use.
 
-    threads: None takes what the machine gives this process. device: "native" or "reference". isa: None takes the best.
-    kv_type: "f16", "bf16" or "f32". kv_memory_bytes: KV pages of all sequences together; the memory is touched only
-        when used; None: DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and always one full context.
-    max_context: most tokens of a sequence, prompt and completion; None: the model's, at most DEFAULT_MAX_CONTEXT.
+    threads: None takes what the machine gives this process. device: "native" or "reference". isa:
+    None takes the best.
+    kv_type: "f16", "bf16" or "f32". kv_memory_bytes: KV pages of all sequences together; the memory
+    is touched only
+        when used; None: DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and always one
+        full context.
+    max_context: most tokens of a sequence, prompt and completion; None: the model's, at most 8192.
     token_budget: most tokens in a step. max_sequences: most sequences in flight.
 
     Raises ValueError for a value outside its range.
@@ -141,18 +161,10 @@ class EngineConfig:
 
     @property
     def max_rows(self) -> int:
-        """Most rows of logits in a step: one for every sequence, and enough for prompts whose logits are all wanted."""
+        """Most rows of logits in a step: one for every sequence, and enough for prompts whose
+        logits are all wanted.
+        """
         return min(self.token_budget, max(32, self.max_sequences))
-
-    def context(self, model_positions: int) -> int:
-        """Most tokens of a sequence for a model of that many positions. Raises ValueError if more were asked for."""
-        if self.max_context is None:
-            return min(model_positions, DEFAULT_MAX_CONTEXT)
-        if self.max_context > model_positions:
-            raise ValueError(
-                f"max_context: {self.max_context} is more than the model's {model_positions} positions"
-            )
-        return self.max_context
 
     def pages(self, context: int, page_tokens: int, page_bytes: int) -> int:
         """KV pages for sequences of `context` tokens, a page of all layers taking `page_bytes`.
@@ -185,7 +197,9 @@ def _number(name: str, value: object, low: float, high: float, *, above: bool = 
     if number and math.isfinite(value) and low <= value <= high and not (above and value == low):  # type: ignore[arg-type,operator]
         return
     to = "" if high == math.inf else f" and <= {high:g}"
-    raise ValueError(f"{name}: expected a finite number {'>' if above else '>='} {low:g}{to}, got {value!r}")
+    raise ValueError(
+        f"{name}: expected a finite number {'>' if above else '>='} {low:g}{to}, got {value!r}"
+    )
 
 
 def _strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:

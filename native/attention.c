@@ -1,20 +1,23 @@
 /* Causal attention over paged keys and values: how a batch is cut into work. What is computed: attention_chunk.h. */
 #include "attention_chunk.h"
+#include "quantize.h"
 
 enum {
     /* A tile is split by chunks where it costs more than 1 / (4 n) of the whole: then no thread waits for more than a
      * quarter of its share. */
     ATTENTION_SHARES = 4,
+    /* Tiles are made smaller until each thread has about so many items. */
+    ATTENTION_ITEMS = 4,
     /* Bound on the partial results of a step, per thread. A tile that finds no room is not split. */
     ATTENTION_PARTIAL_BYTES = 4 << 20
 };
 
 typedef struct ci_shape {
-    int32_t group;  /* query heads per kv head */
-    int32_t padded; /* head_dim in whole vf16 */
+    int32_t group;   /* query heads per kv head */
+    int32_t padded;  /* head_dim in whole vf16 */
     int32_t queries; /* in a full tile */
     int32_t rows;    /* in a full tile */
-    int32_t span;    /* kv heads of one work item: their outputs are whole blocks of CI_Q8A */
+    int32_t span;    /* kv heads of one work item: their outputs are whole blocks of CI_BLOCK */
     int32_t spans;
 } ci_shape;
 
@@ -40,21 +43,25 @@ typedef struct ci_walk {
 
 typedef struct ci_scratch {
     ci_attend attend;
-    ci_partial running;
+    float *running; /* partial results of a span's kv heads */
     ci_partial next;
-    float *rows; /* [queries][span * group * head_dim] finished outputs */
+    float *row; /* [span * group * head_dim] finished outputs of one query */
 } ci_scratch;
 
-static ci_shape attention_shape(const ci_op *op) {
+/* n_tokens, n_threads: of the step, for tiles no larger than what keeps the team busy; 1 thread: the largest tiles. */
+static ci_shape attention_shape(const ci_op *op, int32_t n_tokens, int32_t n_threads) {
     ci_shape s;
     s.group = op->heads / op->kv_heads;
     s.padded = (op->head_dim + VF_LANES - 1) / VF_LANES * VF_LANES;
     s.queries = s.group < ATTENTION_ROWS ? ATTENTION_ROWS / s.group : 1;
-    s.rows = s.queries * s.group;
     s.span = 1;
-    while (op->out_type == CI_Q8A && s.span < op->kv_heads && s.span * s.group * op->head_dim % 32 != 0)
+    while (s.span < op->kv_heads && (op->kv_heads % s.span != 0 || s.span * s.group * op->head_dim % CI_BLOCK != 0))
         s.span++;
     s.spans = op->kv_heads / s.span;
+    while (n_threads > 1 && s.queries > 1 &&
+           (int64_t)n_tokens * s.spans < (int64_t)s.queries * ATTENTION_ITEMS * n_threads)
+        s.queries /= 2;
+    s.rows = s.queries * s.group;
     return s;
 }
 
@@ -80,9 +87,9 @@ static int64_t attention_scratch(const ci_op *op, const ci_shape *shape, float *
         rows * VF_LANES,
         (int64_t)ATTENTION_PAGES * CI_PAGE * op->head_dim,
         (int64_t)ATTENTION_GROUP * shape->padded,
+        state * shape->span,
         state,
-        state,
-        whole_lines(rows * shape->span * op->head_dim),
+        ((int64_t)shape->span * shape->group * op->head_dim + CI_BLOCK) / CI_BLOCK * CI_BLOCK,
     };
     int64_t at[9] = {0};
     for (int32_t i = 0; i < 8; i++)
@@ -94,16 +101,16 @@ static int64_t attention_scratch(const ci_op *op, const ci_shape *shape, float *
         a->lanes = area + at[2];
         a->k = area + at[3];
         a->v = area + at[4];
-        scratch->running = partial_at(area + at[5], rows);
+        scratch->running = area + at[5];
         scratch->next = partial_at(area + at[6], rows);
-        scratch->rows = area + at[7];
+        scratch->row = area + at[7];
     }
     return at[8];
 }
 
 int64_t ci_attention_thread_bytes(const ci_op *op, int32_t max_tokens) {
     (void)max_tokens;
-    ci_shape shape = attention_shape(op);
+    ci_shape shape = attention_shape(op, 0, 1);
     return attention_scratch(op, &shape, NULL, NULL) * (int64_t)sizeof(float);
 }
 
@@ -111,7 +118,7 @@ int64_t ci_attention_shared_bytes(const ci_op *op, int32_t n_threads, int32_t ma
     const int64_t chunks = ((int64_t)max_context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK;
     const int64_t limit = (int64_t)n_threads * ATTENTION_PARTIAL_BYTES;
     /* One row a tile takes the most: partial_floats(1) for each. */
-    const int64_t row = partial_floats(1, attention_shape(op).padded) * (int64_t)sizeof(float);
+    const int64_t row = partial_floats(1, attention_shape(op, 0, 1).padded) * (int64_t)sizeof(float);
     if (n_threads == 1 || chunks < 2)
         return 0;
     const int64_t all = row * op->heads * max_tokens;
@@ -155,7 +162,7 @@ static ci_walk walk_start(const ci_op *op, const ci_step *step, int64_t cost) {
     const ci_batch *batch = step->batch;
     return (ci_walk){.op = op,
                      .step = step,
-                     .shape = attention_shape(op),
+                     .shape = attention_shape(op, batch->n_tokens, step->team.n),
                      .cost = cost,
                      .tile = {.seq = batch->n_seqs - 1, .token = batch->q_indptr[batch->n_seqs]}};
 }
@@ -198,47 +205,67 @@ static void attention_begin(const ci_walk *walk, int32_t kv_head, ci_attend *at)
                (size_t)width * sizeof(float));
 }
 
-/* out / sum of one query's heads of one kv head, the rows of which start at `row`. */
+/* out / sum of one query's heads of one kv head, whose rows start at `row`. */
 static void attention_finish(const ci_walk *walk, const ci_partial *partial, int64_t row, float *to) {
-    const int32_t head_dim = walk->op->head_dim;
+    const int32_t head_dim = walk->op->head_dim, padded = walk->shape.padded;
     for (int32_t head = 0; head < walk->shape.group; head++, row++, to += head_dim) {
         const vf16 sum = vf_set1(partial->sum[row]);
-        const float *out = partial->out + row * walk->shape.padded;
-        for (int32_t d = 0; d < head_dim; d += VF_LANES)
-            vf_store_n(to + d, vf_div(vf_load(out + d), sum), attend_min(VF_LANES, head_dim - d));
+        const float *out = partial->out + row * padded;
+        for (int32_t d = 0; d < padded; d += VF_LANES) {
+            vf16 x = vf_div(vf_load(out + d), sum);
+            if (d + VF_LANES <= head_dim)
+                vf_store(to + d, x);
+            else
+                vf_store_n(to + d, x, head_dim - d);
+        }
     }
-}
-
-/* n finished outputs of a token from column `column` on; for CI_Q8A both are whole blocks. */
-static void attention_store(const ci_op *op, int32_t token, int32_t column, int32_t n, const float *from) {
-    char *row = ci_out_row(op, token);
-    if (op->out_type == CI_F32)
-        memcpy((float *)(void *)row + column, from, (size_t)n * sizeof(float));
 }
 
 static int32_t span_width(const ci_walk *walk) {
     return walk->shape.span * walk->shape.group * walk->op->head_dim;
 }
 
-/* All chunks of a tile for one span of kv heads, merged as they come. */
+/* The finished outputs of one token and span of kv heads, into its row. Only the last span may end inside a block. */
+static void attention_store(const ci_walk *walk, int32_t token, int32_t span, const float *from) {
+    const ci_op *op = walk->op;
+    const int32_t width = span_width(walk);
+    void *row = ci_out_row(op, token);
+    for (int32_t i = 0; i < width; i += CI_BLOCK)
+        ci_store32(row, op->out_type, op->n, span * width + i, vf_load(from + i), vf_load(from + i + VF_LANES));
+}
+
+/* The running result of kv head i of a span. */
+static ci_partial running_partial(const ci_walk *walk, const ci_scratch *scratch, int32_t i) {
+    return partial_at(scratch->running + i * partial_floats(walk->shape.rows, walk->shape.padded), walk->shape.rows);
+}
+
+/* All chunks of a tile for one kv head, merged as they come. */
+static void attention_head(const ci_walk *walk, ci_scratch *scratch, const ci_partial *running) {
+    const ci_attend *at = &scratch->attend;
+    attend_chunk(at, 0, running);
+    for (int32_t chunk = 1; chunk < walk->tile.chunks; chunk++) {
+        attend_chunk(at, chunk, &scratch->next);
+        for (int32_t row = attend_first_query(at, chunk * ATTENTION_CHUNK) * at->group; row < at->queries * at->group;
+             row++)
+            attend_merge(running, &scratch->next, row, at->padded);
+    }
+}
+
 static void attention_whole(const ci_walk *walk, int32_t span, ci_scratch *scratch) {
     const ci_query_tile *tile = &walk->tile;
-    const int32_t group = walk->shape.group, width = span_width(walk);
+    const int32_t group = walk->shape.group;
     for (int32_t i = 0; i < walk->shape.span; i++) {
-        ci_attend *at = &scratch->attend;
-        attention_begin(walk, span * walk->shape.span + i, at);
-        attend_chunk(at, 0, &scratch->running);
-        for (int32_t chunk = 1; chunk < tile->chunks; chunk++) {
-            attend_chunk(at, chunk, &scratch->next);
-            for (int32_t row = attend_first_query(at, chunk * ATTENTION_CHUNK) * group; row < tile->queries * group; row++)
-                attend_merge(&scratch->running, &scratch->next, row, at->padded);
-        }
-        for (int32_t query = 0; query < tile->queries; query++)
-            attention_finish(walk, &scratch->running, (int64_t)query * group,
-                             scratch->rows + (int64_t)query * width + i * group * at->head_dim);
+        attention_begin(walk, span * walk->shape.span + i, &scratch->attend);
+        const ci_partial running = running_partial(walk, scratch, i);
+        attention_head(walk, scratch, &running);
     }
-    for (int32_t query = 0; query < tile->queries; query++)
-        attention_store(walk->op, tile->token + query, span * width, width, scratch->rows + (int64_t)query * width);
+    for (int32_t query = 0; query < tile->queries; query++) {
+        for (int32_t i = 0; i < walk->shape.span; i++) {
+            const ci_partial running = running_partial(walk, scratch, i);
+            attention_finish(walk, &running, (int64_t)query * group, scratch->row + i * group * walk->op->head_dim);
+        }
+        attention_store(walk, tile->token + query, span, scratch->row);
+    }
 }
 
 /* One chunk of a split tile for one span of kv heads, left in the shared area. */
@@ -253,7 +280,7 @@ static void attention_part(const ci_walk *walk, int32_t span, int32_t chunk, ci_
 
 /* One query of a split tile for one span of kv heads: its chunks in order. Chunk 0 takes in the others. */
 static void attention_combine(const ci_walk *walk, int32_t query, int32_t span, ci_scratch *scratch) {
-    const int32_t group = walk->shape.group, width = span_width(walk);
+    const int32_t group = walk->shape.group;
     const int32_t chunks = (walk->tile.position + query) / ATTENTION_CHUNK + 1;
     for (int32_t i = 0; i < walk->shape.span; i++) {
         const int32_t kv_head = span * walk->shape.span + i;
@@ -263,9 +290,9 @@ static void attention_combine(const ci_walk *walk, int32_t query, int32_t span, 
             for (int32_t head = 0; head < group; head++)
                 attend_merge(&into, &next, (int64_t)query * group + head, walk->shape.padded);
         }
-        attention_finish(walk, &into, (int64_t)query * group, scratch->rows + i * group * walk->op->head_dim);
+        attention_finish(walk, &into, (int64_t)query * group, scratch->row + i * group * walk->op->head_dim);
     }
-    attention_store(walk->op, walk->tile.token + query, span * width, width, scratch->rows);
+    attention_store(walk, walk->tile.token + query, span, scratch->row);
 }
 
 /* Items are taken as threads come free; `item` counts on through the tiles in the order of the walk. */

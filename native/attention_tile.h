@@ -3,17 +3,14 @@
  * Every element is one sum over the depth in order, whatever the shape of the tile it falls in. */
 #ifndef CPUINFER_ATTENTION_TILE_H
 #define CPUINFER_ATTENTION_TILE_H
+#include <attention_step.h>
 #include <vec.h>
 
 #include "kernels.h"
 
-/* Rows of a register tile: what vec.h says fits; 8 are enough to hide an FMA's latency, so no more shapes than that. */
-#define ATTENTION_MR (VF_GEMM_MR < 8 ? VF_GEMM_MR : 8)
-/* vf16 columns of a tile of `rows` rows: few rows take more, since an FMA's latency wants about 8 running sums. */
-#define ATTENTION_WIDTH(rows)                                \
-    ((rows) == 1 || (rows) * 4 <= VF_GEMM_MR   ? 4 \
-     : (rows) == 2 || (rows) * 2 <= VF_GEMM_MR ? 2 \
-                                               : 1)
+/* Rows of a register tile: what vec.h says fits. 6 rows of 1 or 2 columns have the 8 running sums that hide an FMA's
+ * latency, so no level needs more. */
+#define ATTENTION_MR (VF_GEMM_MR < 6 ? VF_GEMM_MR : 6)
 
 typedef struct ci_tile {
     const float *a; /* [rows][a_stride] */
@@ -27,18 +24,9 @@ typedef struct ci_tile {
     int32_t accumulate; /* 0: C starts from zero */
 } ci_tile;
 
-#define TILE_INLINE static inline __attribute__((always_inline))
-
-TILE_INLINE vf16 tile_load(const char *p, int64_t i, int32_t type) {
-    if (type == CI_F32)
-        return vf_load((const float *)(const void *)p + i);
-    const uint16_t *halves = (const uint16_t *)(const void *)p + i;
-    return type == CI_F16 ? vf_load_f16(halves) : vf_load_bf16(halves);
-}
-
 /* rows, width and type are constants wherever this is inlined, so the sums live in registers. */
-TILE_INLINE void tile_body(const ci_tile *t, const int rows, const int width, const int type) {
-    vf16 sum[8 * 4];
+ATTENTION_INLINE void tile_body(const ci_tile *t, const int rows, const int width, const int type) {
+    vf16 sum[6 * 4];
     const float *a = t->a;
     const int64_t a_stride = t->a_stride, b_stride = t->b_stride, c_stride = t->c_stride, depth = t->depth;
     const char *b[4];
@@ -46,32 +34,21 @@ TILE_INLINE void tile_body(const ci_tile *t, const int rows, const int width, co
 #pragma GCC unroll 4
     for (int x = 0; x < width; x++)
         b[x] = t->b[x];
-#pragma GCC unroll 8
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++)
             sum[r * width + x] = t->accumulate ? vf_load(c + r * c_stride + x * VF_LANES) : vf_zero();
-    for (int64_t k = 0; k < depth; k++) {
-        vf16 column[4];
-#pragma GCC unroll 4
-        for (int x = 0; x < width; x++)
-            column[x] = tile_load(b[x], k * b_stride, type);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            vf16 factor = vf_set1(a[r * a_stride + k]);
-#pragma GCC unroll 4
-            for (int x = 0; x < width; x++)
-                sum[r * width + x] = vf_fma(factor, column[x], sum[r * width + x]);
-        }
-    }
-#pragma GCC unroll 8
+    for (int64_t k = 0; k < depth; k++)
+        attention_step(sum, a + k, a_stride, b, k * b_stride, rows, width, type);
+#pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++)
             vf_store(c + r * c_stride + x * VF_LANES, sum[r * width + x]);
 }
 
-TILE_INLINE void tile_typed(const ci_tile *t, const int rows, const int width) {
+ATTENTION_INLINE void tile_typed(const ci_tile *t, const int rows, const int width) {
     if (t->b_type == CI_F32)
         tile_body(t, rows, width, CI_F32);
     else if (t->b_type == CI_F16)
@@ -81,21 +58,21 @@ TILE_INLINE void tile_typed(const ci_tile *t, const int rows, const int width) {
 }
 
 /* n columns (in vf16): the tile's own width while it fits, then one by one. */
-#define TILE_ROWS(rows)                                                     \
+#define TILE_ROWS(rows)                                                            \
     static __attribute__((noinline)) void tile_rows_##rows(ci_tile t, int32_t n) { \
-        for (int32_t x = 0; x < n;) {                                       \
-            if (x + ATTENTION_WIDTH(rows) <= n) {                           \
-                tile_typed(&t, rows, ATTENTION_WIDTH(rows));                \
-                x += ATTENTION_WIDTH(rows);                                 \
-                t.b += ATTENTION_WIDTH(rows);                               \
-                t.c += ATTENTION_WIDTH(rows) * VF_LANES;                    \
-            } else {                                                        \
-                tile_typed(&t, rows, 1);                                    \
-                x++;                                                        \
-                t.b++;                                                      \
-                t.c += VF_LANES;                                            \
-            }                                                               \
-        }                                                                   \
+        for (int32_t x = 0; x < n;) {                                              \
+            if (x + ATTENTION_WIDTH(rows) <= n) {                                  \
+                tile_typed(&t, rows, ATTENTION_WIDTH(rows));                       \
+                x += ATTENTION_WIDTH(rows);                                        \
+                t.b += ATTENTION_WIDTH(rows);                                      \
+                t.c += ATTENTION_WIDTH(rows) * VF_LANES;                           \
+            } else {                                                               \
+                tile_typed(&t, rows, 1);                                           \
+                x++;                                                               \
+                t.b++;                                                             \
+                t.c += VF_LANES;                                                   \
+            }                                                                      \
+        }                                                                          \
     }
 
 TILE_ROWS(1)
@@ -105,10 +82,6 @@ TILE_ROWS(4)
 #if VF_GEMM_MR > 4
 TILE_ROWS(5)
 TILE_ROWS(6)
-#endif
-#if VF_GEMM_MR > 6
-TILE_ROWS(7)
-TILE_ROWS(8)
 #endif
 
 /* Any number of rows: blocks of nearly equal size, since a lone last row would run at its latency. */
@@ -139,14 +112,6 @@ static void tile_run(ci_tile t, int32_t rows, int32_t n) {
             break;
         case 6:
             tile_rows_6(t, n);
-            break;
-#endif
-#if VF_GEMM_MR > 6
-        case 7:
-            tile_rows_7(t, n);
-            break;
-        case 8:
-            tile_rows_8(t, n);
             break;
 #endif
         default:

@@ -37,18 +37,22 @@ app.command()(bench.bench)
 app.command()(doctor.doctor)
 
 
-def _version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from cpuinfer.cli.output import version
 
-        typer.echo(f"cpuinfer {version('cpuinfer')}")
+        typer.echo(f"cpuinfer {version()}")
         raise typer.Exit
 
 
 @app.callback()
 def root(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
     """Large language models on the CPUs people have."""

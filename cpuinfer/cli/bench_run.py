@@ -12,10 +12,10 @@ import numpy as np
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.limit import decode_roofline
 from cpuinfer.cli.load import load_program
+from cpuinfer.cli.output import version
 from cpuinfer.devices import create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
 from cpuinfer.graph.dtypes import KVType
-from cpuinfer.graph.passes import optimise
 from cpuinfer.machine.cpu import cpu_name
 
 
@@ -39,8 +39,7 @@ class Runner:
         context = max((case.context for case in every), default=1)
         self._pages = -(-context // PAGE_TOKENS)
         seqs = max((case.n_seqs for case in every), default=1)
-        self._packed, model = load_program(path, context)
-        self._program = optimise(model)
+        self._packed, self._program = load_program(path, context)
         self._device: Any = create_device(device, threads, isa)
         limits = Limits(max(ubatch, seqs), seqs, seqs * self._pages, context, kv_type)
         self._executable = self._device.compile(self._program, self._packed.weights, limits)
@@ -86,8 +85,6 @@ class Runner:
 
     def describe(self) -> dict[str, Any]:
         """The fields of a Result that do not depend on the test."""
-        from importlib.metadata import version
-
         weights = self._packed.weights.values()
         kinds = Counter({w.type.name: 0 for w in weights})
         for weight in weights:
@@ -95,7 +92,7 @@ class Runner:
         metadata = self._packed.metadata
         size = metadata.get("general.size_label", "")
         return {
-            "build_commit": version("cpuinfer"),
+            "build_commit": version(),
             "build_number": 0,
             "cpu_info": cpu_name(),
             "gpu_info": "",
@@ -112,12 +109,12 @@ class Runner:
             "type_k": self._kv_type.value,
             "type_v": self._kv_type.value,
             "device": self._device.name,
-            "isa": getattr(self._device, "isa", None),
+            "isa": getattr(self._device, "level", None),
         }
 
-    def limit(self, case: Case, tokens_per_s: float) -> dict[str, float]:
+    def limit(self, case: Case, tokens_per_s: float) -> dict[str, Any]:
         """Bytes per token, bandwidth and share of a test that only decodes; nothing for others."""
-        isa = getattr(self._device, "isa", None)
+        isa = getattr(self._device, "level", None)
         if case.n_prompt or isa is None:
             return {}
         found = decode_roofline(

@@ -61,3 +61,13 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def version() -> str:
+    """The installed version, or "unknown" where the package runs uninstalled."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("cpuinfer")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -13,7 +13,8 @@ DEVICES = ("native", "reference")
 def create_device(name: str, threads: int | None = None, isa: str | None = None) -> Device:
     """The device of that name; imports only that one.
 
-    Raises ValueError for an unknown name, and for threads or an ISA given to a device which has none.
+    Raises ValueError for an unknown name, and for threads or an ISA given to a device which has
+    none.
     """
     if name == "native":
         from cpuinfer.devices.native import NativeDevice

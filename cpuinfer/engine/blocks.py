@@ -6,8 +6,8 @@ from __future__ import annotations
 class BlockPool:
     """Page numbers 0..n-1 with a count of holders each; a page without holders is free.
 
-    Pages are only numbered here: their memory is the device's. The page freed last is given out first, so that
-    memory which has been touched is touched again.
+    Pages are only numbered here: their memory is the device's. The page freed last is given out
+    first, so that memory which has been touched is touched again.
     """
 
     def __init__(self, n_pages: int) -> None:
@@ -29,7 +29,10 @@ class BlockPool:
         return self._holders[page]
 
     def take(self, n: int) -> list[int]:
-        """Take n free pages, each with one holder. Raises ValueError, taking none, if fewer are free."""
+        """Take n free pages, each with one holder.
+
+        Raises ValueError, taking none, if fewer are free.
+        """
         if n > len(self._free):
             raise ValueError(f"{n} KV pages wanted, {len(self._free)} free")
         pages = [self._free.pop() for _ in range(n)]

@@ -16,7 +16,9 @@ from cpuinfer.engine.sequence import Request, Sequence, TokenLogprobs
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a chunk's rows of logits gave: log-probabilities of prompt tokens, and perhaps the next token."""
+    """What a chunk's rows of logits gave: log-probabilities of prompt tokens, and perhaps the next
+    token.
+    """
 
     prompt_logprobs: list[TokenLogprobs]
     token: int | None = None
@@ -41,16 +43,26 @@ class Engine:
             self.scheduler.add(sequence)
 
     def abort(self, request: Request) -> None:
-        """End what is unfinished of a request, with finish_reason "abort"; its pages become free."""
+        """End what is unfinished of a request, with finish_reason "abort".
+
+        Its pages become free.
+        """
         for sequence in request.sequences:
             if sequence.finish_reason is None:
                 self.scheduler.remove(sequence)
                 sequence.finish("abort")
 
+    def abort_all(self) -> None:
+        """End every unfinished request as abort does."""
+        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
+            self.scheduler.remove(sequence)
+            sequence.finish("abort")
+
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
 
-        A step that raises (ValueError: logits that are not finite; whatever the device raises) has committed nothing.
+        A step that raises (ValueError: logits that are not finite; whatever the device raises) has
+        committed nothing.
         """
         step = self.scheduler.schedule()
         logits = self.executable.run(step.batch)
@@ -73,7 +85,10 @@ class Engine:
 
 
 def sample_step(chunks: ListLike[Chunk], logits: NDArray[np.float32]) -> list[Sampled]:
-    """What every chunk's rows of logits [R, V] give. Raises ValueError where logits are not finite."""
+    """What every chunk's rows of logits [R, V] give.
+
+    Raises ValueError where logits are not finite.
+    """
     sampled: list[Sampled] = []
     row = 0
     for chunk in chunks:
@@ -93,7 +108,9 @@ def sample_chunk(chunk: Chunk, rows: NDArray[np.float32]) -> Sampled:
     params = sequence.params
     found: list[TokenLogprobs] = []
     if sequence.prompt_logprobs is not None and params.prompt_logprobs is not None:
-        for row, position in zip(rows, range(first + 1, min(end + 1, sequence.n_prompt)), strict=False):
+        for row, position in zip(
+            rows, range(first + 1, min(end + 1, sequence.n_prompt)), strict=False
+        ):
             found.append(logprobs(row, sequence.tokens[position], params.prompt_logprobs))
     if chunk.n_tokens < sequence.remaining:
         return Sampled(found)

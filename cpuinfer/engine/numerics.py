@@ -1,7 +1,8 @@
 """exp and log that give one answer everywhere.
 
-NumPy's and libm's differ between machines in the last bit. These use only IEEE-754 operations that are correctly
-rounded (+ - * / and rounding to integers), one NumPy call each, and sums of integers, which have no order.
+NumPy's and libm's differ between machines in the last bit. These use only IEEE-754 operations that
+are correctly rounded (+ - * / and rounding to integers), one NumPy call each, and sums of integers,
+which have no order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 WEIGHT_BITS = 44
-"""A weight is an integer, 2**44 for the most likely token. With at most 2**19 tokens a sum stays below 2**63."""
+"""A weight is an integer, 2**44 for the most likely token.
+
+With at most 2**19 tokens a sum stays below 2**63.
+"""
 MAX_VOCAB = 1 << 19
 
 _STEPS = 64  # table entries per octave: the polynomial's argument stays below ln(2)/128
@@ -38,7 +42,8 @@ _TAYLOR = (1 / 24, -1 / 6, 1 / 2, -1.0, 1.0)
 
 
 def weights(values: NDArray[np.float32], top: float, temperature: float) -> NDArray[np.int64]:
-    """round(2**44 * exp((values - top) / temperature)), i64 [n], for values [n] <= top; within 1 + 2**-41 relative.
+    """round(2**44 * exp((values - top) / temperature)), i64 [n], for values [n] <= top; within 1 +
+    2**-41 relative.
 
     A value 31 temperatures below the top has weight 0: it would be drawn once in 2**44 times.
     """
@@ -63,9 +68,11 @@ def weights(values: NDArray[np.float32], top: float, temperature: float) -> NDAr
 
 
 def log(x: float) -> float:
-    """Natural logarithm of a positive finite number, within 2 units in the last place of max(1, |log x|).
+    """Natural logarithm of a positive finite number, within 2 units in the last place of max(1,
+    |log x|).
 
-    log(m * 2**e) = e log 2 + 2 atanh((m - 1) / (m + 1)) with sqrt(1/2) <= m < sqrt(2), atanh by its series.
+    log(m * 2**e) = e log 2 + 2 atanh((m - 1) / (m + 1)) with sqrt(1/2) <= m < sqrt(2), atanh by its
+    series.
     """
     mantissa, exponent = math.frexp(x)
     if mantissa < 0.7071067811865476:
@@ -78,11 +85,15 @@ def log(x: float) -> float:
 
 
 def log_total(total: int) -> float:
-    """log(total / 2**44): what turns a sum of weights into the log-sum-exp relative to the top value."""
+    """log(total / 2**44): what turns a sum of weights into the log-sum-exp relative to the top
+    value.
+    """
     return log(math.ldexp(total, -WEIGHT_BITS))
 
 
 def portion(p: float, total: int) -> int:
-    """The least integer >= p * total, exactly: for integers, w >= p * total is w >= portion(p, total)."""
+    """The least integer >= p * total, exactly: for integers, w >= p * total is w >= portion(p,
+    total).
+    """
     numerator, denominator = p.as_integer_ratio()
     return -(-numerator * total // denominator)

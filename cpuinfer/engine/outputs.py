@@ -8,7 +8,10 @@ from typing import Protocol
 
 
 class Detokenizer(Protocol):
-    """Turns tokens into text one at a time; what cannot be text yet (half a character) is held back."""
+    """Turns tokens into text one at a time.
+
+    What cannot be text yet (half a character) is held back.
+    """
 
     def push(self, token: int, /) -> str:
         """Text that the token completes."""
@@ -22,12 +25,15 @@ class Detokenizer(Protocol):
 class TextStream:
     """The text of a completion, ended by the stop string that is complete first.
 
-    `text` only grows and never holds part of a stop string: characters which may begin one are held back until they
-    do not. Of stop strings that end at the same character the longest counts, so the result does not depend on how
-    characters fall into tokens. A stop string itself is left out unless `include_stop`.
+    `text` only grows and never holds part of a stop string: characters which may begin one are held
+    back until they do not. Of stop strings that end at the same character the longest counts, so
+    the result does not depend on how characters fall into tokens. A stop string itself is left out
+    unless `include_stop`.
     """
 
-    def __init__(self, detokenizer: Detokenizer | None, stop: Sequence[str], include_stop: bool) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer | None, stop: Sequence[str], include_stop: bool
+    ) -> None:
         self.text = ""
         self._detokenizer = detokenizer
         self._stop = stop
@@ -35,7 +41,10 @@ class TextStream:
         self._held = ""
 
     def push(self, token: int, search: bool = True) -> str | None:
-        """Add a token; returns the stop string that its text completes, if any. `search` False looks for none."""
+        """Add a token; returns the stop string that its text completes, if any.
+
+        `search` False looks for none.
+        """
         if self._detokenizer is None:
             return None
         return self._add(self._detokenizer.push(token), search)
@@ -67,7 +76,9 @@ class TextStream:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that `stop` begins with, `stop` itself apart."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+    return next(
+        (n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0
+    )
 
 
 @dataclass(frozen=True)
@@ -83,9 +94,9 @@ class Logprob:
 class CompletionOutput:
     """One completion. token_ids include the token that ended it; text leaves it out.
 
-    logprobs: for each token the reported ones by id (None if not asked for); cumulative_logprob: their sum over
-    token_ids. finish_reason: "stop", "length" or "abort"; stop_reason: the stop string or stop token id which ended it,
-    None for the model's own end.
+    logprobs: for each token the reported ones by id (None if not asked for); cumulative_logprob:
+    their sum over token_ids. finish_reason: "stop", "length" or "abort"; stop_reason: the stop
+    string or stop token id which ended it, None for the model's own end.
     """
 
     index: int
@@ -101,9 +112,10 @@ class CompletionOutput:
 class Timings:
     """Seconds and speeds of a request, from when it was given to the engine.
 
-    load_s: of the model, once. queue_s: until its first step. ttft_s: until the first token. prefill_tok_s: prompt tokens
-    over first step to first token. decode_tok_s: tokens after the first, over the time after it (0 if there are none);
-    of n completions together. total_s: until the last token.
+    load_s: of the model, once. queue_s: until its first step. ttft_s: until the first token.
+    prefill_tok_s: prompt tokens over first step to first token. decode_tok_s: tokens after the
+    first, over the time after it (0 if there are none); of n completions together. total_s: until
+    the last token.
     """
 
     load_s: float
@@ -116,7 +128,8 @@ class Timings:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. prompt is None where token ids were given; prompt_logprobs[0] is None (nothing before it).
+    """A finished request. prompt is None where token ids were given; prompt_logprobs[0] is None
+    (nothing before it).
 
     seed is the one used: with it, the same prompt and parameters give the same completions.
     """
@@ -132,7 +145,9 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a stream adds: text (perhaps none yet), the tokens of this step, and, in the last, why it ended."""
+    """What a stream adds: text (perhaps none yet), the tokens of this step, and, in the last, why
+    it ended.
+    """
 
     text: str
     token_ids: list[int]

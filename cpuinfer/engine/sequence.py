@@ -23,9 +23,10 @@ TokenLogprobs = tuple[TokenLogprob, ...]
 class Sequence:
     """One completion on its way.
 
-    tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end it. computed: tokens
-    whose keys and values are in `pages` (int32 page numbers, one per 16 positions). logits: where the row of every prompt
-    token goes, f32 [n_prompt, V], for a sequence that generates nothing. prompt_logprobs: None where not wanted.
+    tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end
+    it. computed: tokens whose keys and values are in `pages` (int32 page numbers, one per 16
+    positions). logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
+    that generates nothing. prompt_logprobs: None where not wanted.
     """
 
     params: SamplingParams
@@ -120,9 +121,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What any sequence of an engine must keep: tokens of the model's vocabulary, and most tokens of a sequence.
+    """What any sequence of an engine must keep: tokens of the model's vocabulary, and most tokens
+    of a sequence.
 
-    capacity is the least of the context and what all KV pages hold; end_ids are the model's end-of-generation tokens.
+    capacity is the least of the context and what all KV pages hold; end_ids are the model's
+    end-of-generation tokens.
     """
 
     vocab_size: int
@@ -134,10 +137,14 @@ class Bounds:
     def check_prompt(self, prompt: list[int], room: int) -> None:
         """Raises ValueError unless the prompt is of known tokens and it and `room` more fit."""
         if not prompt:
-            raise ValueError("prompt: no tokens; give at least one (the tokenizer may add none by itself)")
-        if not (0 <= min(prompt) and max(prompt) < self.vocab_size):
+            raise ValueError(
+                "prompt: no tokens; give at least one (the tokenizer may add none by itself)"
+            )
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             bad = next(token for token in prompt if not 0 <= token < self.vocab_size)
-            raise ValueError(f"prompt: token id {bad} is outside the vocabulary of {self.vocab_size}")
+            raise ValueError(
+                f"prompt: token id {bad} is outside the vocabulary of {self.vocab_size}"
+            )
         if len(prompt) + room > self.max_context:
             raise ValueError(
                 f"prompt: {len(prompt)} tokens do not fit the context of {self.max_context}"
@@ -158,12 +165,18 @@ class Bounds:
     ) -> Request:
         """A request for params.n completions; `detokenizer` makes one for each.
 
-        Raises ValueError if the prompt does not fit, or a token that params name is outside the vocabulary.
+        Raises ValueError if the prompt does not fit, or a token that params name is outside the
+        vocabulary.
         """
         self.check_prompt(prompt, room=1)
-        for name, ids in (("stop_token_ids", params.stop_ids), ("logit_bias", params.logit_bias or {})):
+        for name, ids in (
+            ("stop_token_ids", params.stop_ids),
+            ("logit_bias", params.logit_bias or {}),
+        ):
             if ids and max(ids) >= self.vocab_size:
-                raise ValueError(f"{name}: token id {max(ids)} is outside the vocabulary of {self.vocab_size}")
+                raise ValueError(
+                    f"{name}: token id {max(ids)} is outside the vocabulary of {self.vocab_size}"
+                )
         if params.stop_strings and detokenizer is None:
             raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
         wanted = params.max_tokens or self.default_max_tokens
@@ -190,7 +203,10 @@ class Bounds:
         return Request(request_id, tuple(sequence(choice) for choice in range(params.n)))
 
     def scoring_request(self, request_id: str, prompt: list[int]) -> Request:
-        """A request for the logits of every token of the prompt. Raises ValueError if it does not fit."""
+        """A request for the logits of every token of the prompt.
+
+        Raises ValueError if it does not fit.
+        """
         self.check_prompt(prompt, room=0)
         logits = np.empty((len(prompt), self.vocab_size), np.float32)
         params = SamplingParams(temperature=0)

@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from cpuinfer.formats import gguf, packed
 from cpuinfer.formats.gguf import PACK_VERSION_KEY, GGUFFile
 from cpuinfer.formats.header import FormatError, map_file, read_header
 from cpuinfer.formats.packed import PackedModel, open_packed
-from cpuinfer.formats.packer import Progress, temporary_prefix, write_packed
+from cpuinfer.formats.packer import Progress, write_packed
+from cpuinfer.formats.replacing import replacing, temporary_prefix
 from cpuinfer.machine.folders import cache_dir as default_cache_dir
 
 
@@ -119,9 +119,9 @@ def _recall(index: Path, identity: dict[str, Any]) -> str | None:
 
 def _remember(index: Path, note: dict[str, Any]) -> None:
     index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = index.with_name(f"{temporary_prefix(index)}{secrets.token_hex(8)}.tmp")
-    temporary.write_text(json.dumps(note))
-    os.replace(temporary, index)
+    raw = json.dumps(note).encode()
+    with replacing(index, len(raw)) as file:
+        file.write(raw)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,8 @@ file. To it come:
 
 The arrays are in the order of the tensor entries. A matrix is an I8 tensor of one dimension, its
 packed bytes; a vector is an F32 tensor. Packed files are untrusted: every size is checked against
-the layout's before it is used.
+the layout's before it is used. A file must not be cut short while it is mapped (the system ends
+whoever reads a mapped page that is gone): ours are replaced whole, never written in place.
 """
 
 from __future__ import annotations

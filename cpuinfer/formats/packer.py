@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +29,11 @@ from cpuinfer.formats.packed import (
     packed_type,
 )
 from cpuinfer.formats.quant_types import dequantize_bytes, row_slabs
+from cpuinfer.formats.replacing import replacing
 from cpuinfer.graph import r16k4
 
 Progress = Callable[[int, int], None]
 """Called with (bytes written, bytes in all) as packing goes on."""
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def pack(
@@ -74,7 +69,7 @@ def write_packed(
         )
     header = _header(model, sha256, tensors)
     total = len(header) + sum(_aligned(tensor.nbytes) for tensor in tensors)
-    with _replacing(target, total) as file:
+    with replacing(target, total) as file:
         file.write(header)
         for tensor in tensors:
             for slab in _packed_slabs(model.tensors[tensor.name], tensor):
@@ -171,49 +166,3 @@ def _array(name: str, kind: ValueType, dtype: str, values: Sequence[int]) -> byt
         + struct.pack("<IQ", kind, len(values))
         + np.array(values, dtype).tobytes()
     )
-
-
-@contextlib.contextmanager
-def _replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
-    """A new file of `nbytes` bytes that takes the place of `target` at once when all is written, or
-    never.
-    """
-    temporary = target.with_name(f"{temporary_prefix(target)}{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(
-                        file.fileno(), 0, nbytes
-                    )  # a full disk shows now, not after minutes
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise OSError(
-            error.errno,
-            f"no room for the packed file of {nbytes} bytes: free some, or choose another folder"
-            " (CPUINFER_CACHE)",
-            os.fspath(target),
-        ) from error
-    _sync_folder(target.parent)
-
-
-def temporary_prefix(target: Path) -> str:
-    """What the names of `target`'s temporary files start with (they end in .tmp)."""
-    return f".{target.name}."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +43,9 @@ def roofline(bytes_per_token: float, tokens_per_s: float, read_bandwidth: float)
     return Roofline(bytes_per_token, reached, read_bandwidth, reached / read_bandwidth)
 
 
-def read_bandwidth(read_words: ReadWords, cpu: str, level: str, threads: int, fresh: bool = False) -> float:
+def read_bandwidth(
+    read_words: ReadWords, cpu: str, level: str, threads: int, fresh: bool = False
+) -> float:
     """Bytes per second that `threads` threads read from memory; from the cache unless `fresh` or not there yet.
 
     The cache is roofline.json in the cache folder, keyed by CPU model, level and threads. A file that is not ours to
@@ -56,13 +57,18 @@ def read_bandwidth(read_words: ReadWords, cpu: str, level: str, threads: int, fr
     if not fresh and key in known:
         return known[key]
     measured = measure(read_words, threads, working_set())
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs only the next measurement
+    with contextlib.suppress(
+        OSError
+    ):  # a cache that cannot be written costs only the next measurement
         _save(path, known | {key: measured})
     return measured
 
 
 def measure(read_words: ReadWords, threads: int, n_bytes: int) -> float:
-    """Bytes per second, the median of a few passes over n_bytes of memory that was written before."""
+    """Bytes per second: the best of a few passes over n_bytes of memory that was written before.
+
+    The best, because it stands for a limit: whatever else the machine does can only slow a pass down.
+    """
     words = np.full(n_bytes // 8, 1, dtype=np.uint64)
     read_words(words.ctypes.data, words.size, threads, 1)
     seconds = []
@@ -72,7 +78,7 @@ def measure(read_words: ReadWords, threads: int, n_bytes: int) -> float:
         seconds.append(time.perf_counter() - start)
         if total != words.size:
             raise RuntimeError(f"ci_read_words summed {total} over {words.size} ones")
-    return words.nbytes / statistics.median(seconds)
+    return words.nbytes / min(seconds)
 
 
 def working_set() -> int:

@@ -1,5 +1,8 @@
 /* vf16: a virtual vector of 16 floats. This header is the specification: every other level gives the same bits.
- * Each operation is one IEEE-754 operation per lane (round to nearest even, denormals flushed by the team's mode). */
+ * Each operation is one IEEE-754 operation per lane (round to nearest even, denormals flushed by the team's mode).
+ * Unspecified: the sign and payload of a NaN that arithmetic made; in the team's mode, whether vf_max, vf_min and
+ * vf_hmax give a denormal operand as it is or as zero, and whether a result that rounds up to the least normal number
+ * from below is that number (x86 looks after rounding) or zero (Arm looks before). */
 #ifndef CPUINFER_VEC_H
 #define CPUINFER_VEC_H
 #include <math.h>
@@ -142,7 +145,9 @@ static inline float f16_to_f32(uint16_t h) {
         f = (float)mantissa * 0x1p-24f;
         return sign ? -f : f;
     }
-    bits = sign | (exponent == 31 ? 0x7f800000u | (mantissa << 13) : ((exponent + 112u) << 23) | (mantissa << 13));
+    bits = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112u) << 23) | (mantissa << 13);
+    if (exponent == 31 && mantissa) /* NaN, quieted */
+        bits |= 0x00400000u;
     memcpy(&f, &bits, sizeof f);
     return f;
 }

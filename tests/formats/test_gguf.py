@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import FormatError, open_gguf, read_metadata
 from cpuinfer.graph.dtypes import WeightType

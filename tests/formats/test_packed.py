@@ -6,14 +6,15 @@ import errno
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
-from cpuinfer.formats import FormatError, dequantize, open_gguf, open_packed, pack, packer
+from cpuinfer.formats import FormatError, dequantize, open_gguf, open_packed, pack, replacing
 from cpuinfer.graph import r16k4
 from cpuinfer.graph.dtypes import Activation, WeightType
 
@@ -130,16 +131,18 @@ def test_failure_leaves_the_target_as_it_was(write_gguf, tmp_path: Path, monkeyp
 
     with (
         monkeypatch.context() as patch,
-        pytest.raises(OSError, match="no room for the packed file"),
+        pytest.raises(OSError, match="no room for a file"),
     ):
-        patch.setattr(packer.os, "fsync", full)
+        patch.setattr(replacing.os, "fsync", full)
         pack(source, target)
     assert target.read_text() == "precious"
     assert {p.name for p in tmp_path.iterdir()} == {"model.gguf", "packed.gguf"}
 
 
 def test_no_room(write_gguf, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a full disk; the kernel enforces both at the same places."""
+    """A limit on the size of files stands in for a full disk; the kernel enforces both at the same
+    places.
+    """
     source = some_model(write_gguf)
     program = (
         "import resource, sys; from cpuinfer.formats import pack\n"
@@ -150,8 +153,24 @@ def test_no_room(write_gguf, tmp_path: Path) -> None:
     target = tmp_path / "packed.gguf"
     command = [sys.executable, "-c", program, str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "no room for the packed file of" in done.stdout, done.stderr
+    assert "no room for a file of" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_memory_is_a_slab_and_not_the_model(write_gguf, tmp_path: Path, monkeypatch) -> None:
+    """Sixteen tensors of 1 MiB as F32: the writer may hold a slab's temporaries, and never two MiB."""
+    monkeypatch.setattr("cpuinfer.formats.quant_types._SLAB_ELEMENTS", 1 << 14)
+    q6, shape = WeightType.Q6_K, (256, 1024)
+    source = write_gguf((f"w{i}", q6, shape, random_blocks(q6, 256 * 1024, i)) for i in range(16))
+    pack(source, tmp_path / "first.gguf")  # imports
+    tracemalloc.start()
+    try:
+        model = pack(source, tmp_path / "packed.gguf")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert model.nbytes > 16 << 20
+    assert peak < 2 << 20
 
 
 def test_file_mode_follows_the_umask(write_gguf, tmp_path: Path) -> None:
@@ -164,7 +183,9 @@ def test_file_mode_follows_the_umask(write_gguf, tmp_path: Path) -> None:
 
 
 def test_rows_of_q8_kernels_are_multiples_of_32() -> None:
-    """What open_packed demands of columns follows from the block sizes of the types that kernels read."""
+    """What open_packed demands of columns follows from the block sizes of the types that kernels
+    read.
+    """
     q8 = [t for t in ALL_TYPES if t.is_native and t.activation is Activation.Q8]
     assert q8
     assert {t.block[0] for t in q8} == {32}

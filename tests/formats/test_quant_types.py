@@ -9,7 +9,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import dequantize, open_gguf, quant_types
 from cpuinfer.formats.quant_types import dequantize_bytes
@@ -82,7 +82,9 @@ def ggml() -> ctypes.CDLL:
     "kind", [t for t in ALL_TYPES if t is not WeightType.F32], ids=lambda t: t.name
 )
 def test_bits_equal_ggml(ggml: ctypes.CDLL, kind: WeightType) -> None:
-    """Every bit pattern of the 16-bit types; random blocks, NaN and infinite scales too, of the others."""
+    """Every bit pattern of the 16-bit types; random blocks, NaN and infinite scales too, of the
+    others.
+    """
     traits = ggml.ggml_get_type_traits(int(kind)).contents
     assert (traits.block_elements, traits.block_bytes) == kind.block
     elements, size = kind.block

@@ -1,9 +1,10 @@
 """Run generated files against the readers, in a process of its own with bounded memory.
 
-    python tests/fuzz/run_cases.py plain|packed VALID_FILE FIRST_SEED COUNT
+python tests/fuzz/run_cases.py plain|packed VALID_FILE FIRST_SEED COUNT
 
-Prints a JSON object: how many files were accepted and refused, and for each other outcome (an exception that is no
-FormatError, too much memory, too much time) its seed and traceback. One seed runs one file again.
+Prints a JSON object: how many files were accepted and refused, and for each other outcome (an
+exception that is no FormatError, too much memory, too much time) its seed and traceback. One seed
+runs one file again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from cpuinfer.formats import FormatError, dequantize, open_gguf, open_packed, pa
 from cpuinfer.graph import r16k4
 
 MEMORY_BYTES = 192 << 20
-"""What reading a file of 20 KB may add to the address space of the process: room for slabs, none for absurd counts."""
+"""What reading a file of 20 KB may add to the address space of the process: room for slabs, none
+for absurd counts.
+"""
 SECONDS = 20
 """A file that takes longer counts as a hang: some thousand times what it needs."""
 

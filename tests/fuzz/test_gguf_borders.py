@@ -1,4 +1,4 @@
-"""Each field of a GGUF header, wrong in each way: a FormatError that names the file and the fault."""
+"""Each field of a GGUF header, wrong in each way: a FormatError that names file and fault."""
 
 from __future__ import annotations
 
@@ -170,7 +170,9 @@ def test_bad_field(name: str, tmp_path: Path) -> None:
 
 
 def test_good_neighbours(tmp_path: Path) -> None:
-    """What stands nearest to the bad files and is sound, so that the checks refuse no more than they must."""
+    """What stands nearest to the bad files and is sound, so that the checks refuse no more than
+    they must.
+    """
     empty = key_value(b"none", ARRAY, array(STRING, 0, b""))
     numbers = key_value(b"zero", ARRAY, array(U64, 0, b""))
     deep = key_value(b"deep", ARRAY, nested(4))

@@ -1,8 +1,11 @@
-"""Thousands of spoiled files: each is read or refused with a FormatError, in bounded memory and time."""
+"""Thousands of spoiled files: each is read or refused with a FormatError, in bounded memory and
+time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 from gguf_bytes import fields, write_tiny_model
 
-from cpuinfer.formats import pack
+from cpuinfer.formats import FormatError, open_gguf, open_packed, pack
 
 RUNNER = Path(__file__).with_name("run_cases.py")
 FIRST_SEED, PER_BATCH = 20_000, 500
@@ -44,15 +47,14 @@ def test_spoiled_files(kind: str, batch: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["plain", "packed"])
 def test_every_length_of_the_header(kind: str, tmp_path: Path) -> None:
     """A file cut at any byte of its header is refused: no count or string may run past the end."""
-    from cpuinfer.formats import FormatError, open_gguf, open_packed
-
     read = open_gguf if kind == "plain" else open_packed
     valid = valid_file(kind, tmp_path)
     raw = valid.read_bytes()
     last = fields(raw)[-1]
     cut = tmp_path / "cut.gguf"
-    for length in range(last.at + last.size):
-        cut.write_bytes(raw[:length])
+    cut.write_bytes(raw)
+    for length in reversed(range(last.at + last.size)):
+        os.truncate(cut, length)
         with pytest.raises(FormatError):
             read(cut)
     read(valid)

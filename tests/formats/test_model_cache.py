@@ -1,4 +1,6 @@
-"""A model is packed once, found again without being read, and packed again when what is cached is unsound."""
+"""A model is packed once, found again without being read, and packed again when what is cached is
+unsound.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import random_blocks
+from random_weights import random_blocks
 
 from cpuinfer.formats import FormatError, cache, load_model, open_gguf, pack
 from cpuinfer.graph.dtypes import WeightType
@@ -156,7 +158,9 @@ def test_leftovers_of_a_killed_process_are_removed(model_file, tmp_path) -> None
 
 
 def test_processes_at_once(model_file, tmp_path) -> None:
-    """Four processes start together: one packs, none sees a half-written file, nothing is left over."""
+    """Four processes start together: one packs, none sees a half-written file, nothing is left
+    over.
+    """
     program = (
         "import sys; from cpuinfer.formats import cache, load_model\n"
         "write = cache.write_packed\n"

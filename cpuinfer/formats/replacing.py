@@ -1,0 +1,58 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
+    """A new file of `nbytes` bytes that takes the place of `target` at once when all is written, or
+    never.
+    """
+    temporary = target.with_name(f"{temporary_prefix(target)}{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                if hasattr(os, "posix_fallocate"):
+                    # A full disk shows now, not after minutes.
+                    os.posix_fallocate(file.fileno(), 0, nbytes)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"no room for a file of {nbytes} bytes: free some, or choose another folder"
+            " (CPUINFER_CACHE)",
+            os.fspath(target),
+        ) from error
+    _sync_folder(target.parent)
+
+
+def temporary_prefix(target: Path) -> str:
+    """What the names of `target`'s temporary files start with (they end in .tmp)."""
+    return f".{target.name}."
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

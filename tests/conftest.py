@@ -1,0 +1,35 @@
+"""Models that tests share. Being here puts tests/ on the import path, so `import tiny_gguf` works."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_gguf import write_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model of random Q8_0 weights."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without weights."""
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "vocabulary.gguf", vocabulary_only=True)
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The file of CPUINFER_TEST_MODEL, or the pulled smollm2-135m; skips where neither is there."""
+    from cpuinfer.hub import ALIASES
+
+    given = os.environ.get("CPUINFER_TEST_MODEL")
+    path = Path(given) if given else ALIASES["smollm2-135m"].path
+    if given and not path.is_file():
+        raise ValueError(f"CPUINFER_TEST_MODEL names no file: {given}")
+    if not path.is_file():
+        pytest.skip("needs the real model: run `cpuinfer pull smollm2-135m`")
+    return path

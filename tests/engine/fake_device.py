@@ -1,0 +1,77 @@
+"""An executable whose logits are a hash of the tokens it finds in its own KV pages."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+
+VOCAB = 67
+
+
+def hash_logits(tokens: list[int], vocab: int = VOCAB) -> NDArray[np.float32]:
+    """Logits [vocab] that any change of any token changes: a polynomial hash seeds a generator."""
+    seed = 0
+    for token in tokens:
+        seed = (seed * 1_000_003 + token + 1) % (1 << 61)
+    return np.random.default_rng(seed).normal(0, 3, vocab).astype(np.float32)
+
+
+class FakeExecutable:
+    """Keeps tokens where a device keeps keys and values, so a wrong or stolen page gives other logits.
+
+    Checks of every batch what the contract promises.
+    """
+
+    def __init__(self, limits: Limits, vocab: int = VOCAB) -> None:
+        self.limits = limits
+        self.vocab = vocab
+        self.kv = np.full((limits.n_pages, PAGE_TOKENS), -1)
+        self.steps = 0
+        self.most_tokens = 0
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        limits, indptr = self.limits, batch.q_indptr
+        n = len(batch.tokens)
+        assert 0 < n <= limits.max_tokens
+        assert len(batch.logit_rows) <= limits.max_rows
+        assert indptr[0] == 0 and indptr[-1] == n and (np.diff(indptr) > 0).all()
+        assert all(a.dtype == np.int32 for a in vars(batch).values())
+        assert sorted(set(batch.logit_rows.tolist())) == batch.logit_rows.tolist()
+        written: set[tuple[int, int]] = set()
+        past: dict[int, list[int]] = {}
+        for table, begin, end in zip(batch.block_tables, indptr[:-1], indptr[1:], strict=True):
+            positions = batch.positions[begin:end]
+            assert (np.diff(positions) == 1).all() and positions[-1] < limits.max_context
+            for t in range(begin, end):
+                p = int(batch.positions[t])
+                place = int(table[p // PAGE_TOKENS]), p % PAGE_TOKENS
+                assert place not in written, "two tokens of a step share a place"
+                written.add(place)
+                self.kv[place] = batch.tokens[t]
+            for t in set(range(begin, end)) & set(batch.logit_rows.tolist()):
+                p = int(batch.positions[t])
+                past[t] = self.kv[table].reshape(-1)[: p + 1].tolist()
+        self.steps += 1
+        self.most_tokens = max(self.most_tokens, n)
+        rows = [hash_logits(past[t], self.vocab) for t in batch.logit_rows.tolist()]
+        return np.array(rows, np.float32).reshape(len(rows), self.vocab)
+
+    def read(self, buffer: str) -> NDArray[np.float32]:
+        raise ValueError(buffer)
+
+    def op_seconds(self) -> NDArray[np.float64]:
+        return np.zeros(0)
+
+
+class FakeDetokenizer:
+    """Token i is TEXT[i]: letters, some longer pieces, so that stop strings fall across tokens."""
+
+    TEXT = [*"abcdefgh", "ab", "bc", "cab", "", *(chr(0x4E00 + i) for i in range(VOCAB - 12))]
+
+    def push(self, token: int) -> str:
+        return self.TEXT[token]
+
+    def flush(self) -> str:
+        return ""

@@ -1,0 +1,300 @@
+"""Any schedule gives what each request gives alone, and no page is lost."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cpuinfer.config import SamplingParams
+from cpuinfer.devices.base import Batch, Limits
+from cpuinfer.engine.engine import Engine
+from cpuinfer.engine.sampler import logprobs, sample
+from cpuinfer.engine.sequence import Bounds, Request, Sequence
+
+EOS = frozenset({13, 14})
+_numbers = itertools.count()
+
+
+def bounds(context: int = 200, pages: int = 100) -> Bounds:
+    return Bounds(VOCAB, context, pages * 16, EOS, default_max_tokens=40)
+
+
+def engine(
+    tokens: int = 64, rows: int = 8, pages: int = 100, context: int = 200, sequences: int = 8
+) -> Engine:
+    limits = Limits(tokens, rows, pages, context)
+    return Engine(FakeExecutable(limits), limits, sequences)
+
+
+def request(prompt: list[int], params: SamplingParams, limits: Bounds | None = None) -> Request:
+    return (limits or bounds()).request(str(next(_numbers)), prompt, params, FakeDetokenizer)
+
+
+def alone(
+    prompt: list[int], params: SamplingParams, choice: int, seed: int, limit: int
+) -> Sequence:
+    """The same completion by a loop without pages, batches or chunks."""
+    (sequence,) = request(
+        prompt, SamplingParams(**{**vars(params), "n": 1, "seed": seed})
+    ).sequences
+    sequence = Sequence(
+        params, prompt.copy(), len(prompt), limit, sequence.end_ids, seed, choice, sequence.stream
+    )
+    while sequence.finish_reason is None:
+        row = hash_logits(sequence.tokens)
+        token = sample(row, params, sequence.tokens, len(prompt), sequence.end_ids, seed, choice)
+        listed = None if params.logprobs is None else logprobs(row, token, params.logprobs)
+        sequence.append(token, listed)
+    return sequence
+
+
+def check_pool(e: Engine) -> None:
+    """Every page has one holder or none, and the sequences in flight hold what is held."""
+    scheduler = e.scheduler
+    held = [page for sequence in scheduler.running for page in sequence.pages]
+    assert len(set(held)) == len(held)
+    assert all(scheduler.pool.holders(page) == 1 for page in held)
+    assert scheduler.pool.n_free == scheduler.pool.n_pages - len(held)
+    assert all(not sequence.pages and sequence.computed == 0 for sequence in scheduler.waiting)
+    assert len(scheduler.running) <= scheduler.max_sequences
+
+
+def run(e: Engine, most: int = 20_000) -> None:
+    for _ in range(most):
+        if not e.has_work:
+            return
+        assert e.step(), "a step without work"
+        check_pool(e)
+    raise AssertionError("no end")
+
+
+def check(made: Request) -> None:
+    """The request's completions are those of running alone."""
+    for sequence in made.sequences:
+        params = sequence.params
+        want = alone(sequence.prompt, params, sequence.choice, sequence.seed, sequence.limit)
+        got = (
+            sequence.tokens,
+            sequence.logprobs,
+            sequence.stream.text,
+            sequence.finish_reason,
+            sequence.stop_reason,
+        )
+        assert got == (
+            want.tokens,
+            want.logprobs,
+            want.stream.text,
+            want.finish_reason,
+            want.stop_reason,
+        )
+    first = made.sequences[0]
+    n = first.params.prompt_logprobs
+    if n is None:
+        assert first.prompt_logprobs is None
+    else:
+        assert first.prompt_logprobs == [None] + [
+            logprobs(hash_logits(first.prompt[:i]), first.prompt[i], n)
+            for i in range(1, first.n_prompt)
+        ]
+
+
+sampling = st.builds(
+    SamplingParams,
+    max_tokens=st.one_of(st.none(), st.integers(1, 40)),
+    temperature=st.sampled_from([0.0, 1.0]),
+    top_k=st.sampled_from([0, 5]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    seed=st.integers(0, 9),
+    stop=st.sampled_from([None, "ab", ["ca", "bc"]]),
+    stop_token_ids=st.sampled_from([None, [20, 21]]),
+    include_stop_str_in_output=st.booleans(),
+    ignore_eos=st.booleans(),
+    logprobs=st.sampled_from([None, 0, 3]),
+    prompt_logprobs=st.sampled_from([None, None, 2]),
+)
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 15)), min_size=1, max_size=7),
+    tokens=st.integers(1, 70),
+    rows=st.integers(1, 8),
+    pages=st.integers(7, 20),
+    sequences=st.integers(1, 8),
+)
+def test_any_schedule_gives_what_each_request_gives_alone(
+    work: list[tuple[list[int], SamplingParams, int]],
+    tokens: int,
+    rows: int,
+    pages: int,
+    sequences: int,
+) -> None:
+    e = engine(tokens, rows, pages, context=100, sequences=sequences)
+    limits = bounds(context=100, pages=pages)
+    made = []
+    for prompt, params, steps in work:
+        made.append(request(prompt, params, limits))
+        e.add(made[-1])
+        for _ in range(steps):
+            if e.has_work:
+                e.step()
+                check_pool(e)
+    run(e)
+    for one in made:
+        assert one.done
+        check(one)
+    assert e.scheduler.pool.n_free == pages
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 25)), min_size=2, max_size=6),
+    victims=st.sets(st.integers(0, 5), min_size=1),
+    pages=st.integers(7, 12),
+)
+def test_an_abort_frees_pages_and_changes_nobody_else(
+    work: list[tuple[list[int], SamplingParams, int]], victims: set[int], pages: int
+) -> None:
+    e = engine(tokens=16, rows=4, pages=pages, context=100)
+    limits = bounds(context=100, pages=pages)
+    made = [request(prompt, params, limits) for prompt, params, _ in work]
+    for one in made:
+        e.add(one)
+    for i, (_, _, steps) in enumerate(work):
+        for _ in range(steps):
+            if e.has_work:
+                e.step()
+        if i in victims:
+            e.abort(made[i])
+            check_pool(e)
+    run(e)
+    for one in made:
+        if one.sequences[0].finish_reason != "abort":
+            check(one)
+    assert e.scheduler.pool.n_free == pages
+
+
+def test_completions_of_one_prompt_differ_and_repeat() -> None:
+    params = SamplingParams(n=3, seed=5, max_tokens=10, ignore_eos=True)
+    e, one = engine(), request([1, 2, 3], params)
+    e.add(one)
+    run(e)
+    check(one)
+    assert len({tuple(s.tokens) for s in one.sequences}) == 3
+    assert [s.choice for s in one.sequences] == [0, 1, 2]
+
+
+def test_preemption_happens_and_is_exact() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    e = engine(tokens=32, pages=8, context=100)
+    limits = bounds(context=100, pages=8)
+    made = [request([i] * 20, params, limits) for i in range(4)]
+    for one in made:
+        e.add(one)
+    sent_back = 0
+    while e.has_work:
+        before = list(e.scheduler.running)
+        e.step()
+        check_pool(e)
+        sent_back += sum(s in e.scheduler.waiting for s in before)
+    assert sent_back > 0
+    for one in made:
+        check(one)
+    ends = [one.sequences[0].finished or 0 for one in made]
+    assert ends == sorted(ends), "first come, first served"
+
+
+def test_prompts_are_cut_to_the_token_budget_while_others_decode() -> None:
+    e = engine(tokens=8)
+    first = request([1], SamplingParams(max_tokens=30, ignore_eos=True))
+    e.add(first)
+    e.step()
+    e.add(request(list(range(40)), SamplingParams(max_tokens=2, ignore_eos=True)))
+    sizes = [len(e.step()) for _ in range(6)]
+    assert sizes == [2] * 6
+    assert len(first.sequences[0].generated) == 7
+    assert isinstance(e.executable, FakeExecutable) and e.executable.most_tokens == 8
+
+
+def test_logits_of_a_prompt_go_through_steps_of_few_rows() -> None:
+    e = engine(tokens=64, rows=8)
+    tokens = list(range(30))
+    one = bounds().scoring_request("x", tokens)
+    e.add(one)
+    run(e)
+    want = np.array([hash_logits(tokens[: i + 1]) for i in range(30)])
+    assert (one.sequences[0].logits == want).all()
+    assert isinstance(e.executable, FakeExecutable) and e.executable.steps == 4
+
+
+def test_a_sequence_can_fill_the_context_and_the_pool() -> None:
+    limits = bounds(context=64, pages=3)
+    one = request([1] * 10, SamplingParams(max_tokens=1000, ignore_eos=True, temperature=0), limits)
+    e = engine(context=64, pages=3)
+    e.add(one)
+    run(e)
+    assert len(one.sequences[0].tokens) == 49  # 48 computed, and one that never is
+    assert one.sequences[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "no tokens"),
+        ([1, VOCAB], f"token id {VOCAB} is outside the vocabulary of {VOCAB}"),
+        ([-1], "token id -1"),
+        ([1] * 64, "64 tokens do not fit the context of 64"),
+        ([1] * 49, "49 tokens do not fit the KV pages for 48 tokens"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(prompt: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bounds(context=64, pages=3).request("x", prompt, SamplingParams(), FakeDetokenizer)
+
+
+def test_parameters_outside_the_vocabulary_are_refused() -> None:
+    with pytest.raises(ValueError, match="stop_token_ids"):
+        bounds().request("x", [1], SamplingParams(stop_token_ids=[VOCAB]), FakeDetokenizer)
+    with pytest.raises(ValueError, match="logit_bias"):
+        bounds().request("x", [1], SamplingParams(logit_bias={VOCAB: 1.0}), FakeDetokenizer)
+    with pytest.raises(ValueError, match="need a tokenizer"):
+        bounds().request("x", [1], SamplingParams(stop="x"))
+
+
+def test_a_failed_step_commits_nothing_and_can_be_repeated() -> None:
+    e = engine(tokens=16)
+    made = [request([i] * 20, SamplingParams(seed=i, max_tokens=9)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    run_step = e.executable.run
+
+    def fail_sometimes(batch: Batch) -> NDArray[np.float32]:
+        logits = run_step(batch)
+        if next(turns) % 3 == 0:
+            raise OSError("broken")
+        return logits
+
+    turns = itertools.count(1)
+    e.executable.run = fail_sometimes  # type: ignore[method-assign]
+    failed = 0
+    while e.has_work:
+        try:
+            e.step()
+        except OSError:
+            failed += 1
+        check_pool(e)
+    assert failed > 2
+    for one in made:
+        check(one)
+
+
+def test_a_seed_is_drawn_where_none_is_given() -> None:
+    seeds = {request([1], SamplingParams()).sequences[0].seed for _ in range(4)}
+    assert len(seeds) == 4 and all(0 <= seed < 1 << 64 for seed in seeds)

@@ -1,0 +1,106 @@
+"""Random packed weights, and a Llama small enough for tests: GGUF's metadata and names, no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+
+from cpuinfer.devices.base import Batch
+from cpuinfer.graph.dtypes import WeightType
+from cpuinfer.graph.r16k4 import pack
+from cpuinfer.graph.weights import Weight
+
+NATIVE_TYPES = tuple(type_ for type_ in WeightType if type_.is_native)
+
+METADATA: Mapping[str, Any] = {
+    "general.architecture": "llama",
+    "llama.vocab_size": 97,
+    "llama.context_length": 512,
+    "llama.embedding_length": 64,
+    "llama.block_count": 2,
+    "llama.feed_forward_length": 128,
+    "llama.attention.head_count": 4,
+    "llama.attention.head_count_kv": 2,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5,
+    "llama.rope.dimension_count": 16,
+    "llama.rope.freq_base": 10000.0,
+}
+
+SHAPES: Mapping[str, tuple[int, ...]] = {
+    "token_embd.weight": (97, 64),
+    "output_norm.weight": (64,),
+    **{
+        f"blk.{layer}.{name}.weight": shape
+        for layer in range(2)
+        for name, shape in {
+            "attn_norm": (64,),
+            "attn_q": (64, 64),
+            "attn_k": (32, 64),
+            "attn_v": (32, 64),
+            "attn_output": (64, 64),
+            "ffn_norm": (64,),
+            "ffn_gate": (128, 64),
+            "ffn_up": (128, 64),
+            "ffn_down": (64, 128),
+        }.items()
+    },
+}
+
+
+def weight_types(matrix: WeightType, **others: WeightType) -> dict[str, WeightType]:
+    """The type of each tensor: `matrix` for matrices but those whose last name part (attn_v, ...) is in `others`."""
+    return {
+        name: WeightType.F32 if len(shape) == 1 else others.get(name.split(".")[-2], matrix)
+        for name, shape in SHAPES.items()
+    }
+
+
+def weights(types: Mapping[str, WeightType], seed: int = 0) -> dict[str, Weight]:
+    """Random packed weights of the tiny model: matrices of variance 1/K, norms about 1."""
+    rng = np.random.default_rng(seed)
+    return {name: random_weight(name, types[name], shape, rng) for name, shape in SHAPES.items()}
+
+
+def random_weight(
+    name: str, type_: WeightType, shape: tuple[int, ...], rng: np.random.Generator
+) -> Weight:
+    """A matrix of normal values of variance 1/K, quantised to the type and packed; or a vector about 1."""
+    if len(shape) == 1:
+        vector = (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
+        return Weight(name, type_, shape, aligned(vector.view(np.uint8)))
+    values = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
+    blocks = quantize(values, GGMLQuantizationType(int(type_))).view(np.uint8)
+    return Weight(name, type_, shape, pack(type_, *shape, blocks))
+
+
+def aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy that starts 64-byte aligned."""
+    room = np.empty(data.size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    room[start : start + data.size] = data
+    return room[start : start + data.size]
+
+
+def batch(
+    tokens: list[list[int]],
+    past: list[int],
+    tables: list[list[int]],
+    rows: list[int] | None = None,
+) -> Batch:
+    """A Batch: per sequence its new tokens, how many came before, and its pages; `rows`: default each last token."""
+    ends = np.cumsum([len(own) for own in tokens])
+    width = max(map(len, tables))
+    return Batch(
+        tokens=np.array([token for own in tokens for token in own], np.int32),
+        positions=np.concatenate(
+            [np.arange(p, p + len(own)) for own, p in zip(tokens, past, strict=True)]
+        ).astype(np.int32),
+        q_indptr=np.array([0, *ends], np.int32),
+        block_tables=np.array([t + [-1] * (width - len(t)) for t in tables], np.int32),
+        logit_rows=np.array(ends - 1 if rows is None else rows, np.int32),
+    )
