@@ -14,7 +14,7 @@ typedef struct form {
     int mins;
 } form;
 
-#define Q8_0 ((form){CODES8, 7, 0})
+#define Q8_0 ((form){CODES8, DOT_SIGNED8 ? 0 : 7, 0})
 #define Q4_0 ((form){NIBBLES, 3, 0})
 #define Q4_1 ((form){NIBBLES, 0, 1})
 #define Q4_0_UNPACKED ((form){CODES4, 3, 0})

@@ -81,6 +81,7 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
 
 /* VPMADDUBSW saturates with codes above 128, so the bytes are widened: codes in registers, into the even and the odd
  * ones of each four; activations beforehand, to [8 chunks][even 2, odd 2] int16. */
+#define DOT_SIGNED8 0
 #define DOT_BYTES8 64
 DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
     __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)q);
