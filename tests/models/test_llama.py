@@ -26,14 +26,26 @@ def build(types: dict[str, WeightType] = TYPES, /, **changes: Any) -> Any:
 
 
 WRONG = {
-    "attention__head_count": [0, -1, 3, 1 << 20, 2.0, "4", True, [4, 4], None, math.nan],
+    "attention__head_count": [
+        0,
+        -1,
+        3,
+        1 << 20,
+        2.0,
+        "4",
+        True,
+        [4, 4],
+        np.array([4, 4]),
+        None,
+        math.nan,
+    ],
     "attention__head_count_kv": [0, -1, 3, 8, "2", [2, 2], 1 << 40],
     "attention__key_length": [0, 15, 1 << 20, "16"],
     "attention__value_length": [0, 32, "16"],
     "attention__layer_norm_rms_epsilon": [None, -1e-5, math.nan, math.inf, "x", 2.0],
     "attention__scale": [-1.0, math.nan, 1e9],
     "attention__sliding_window": [32, -1, "64"],
-    "attention__causal": [False],
+    "attention__causal": [False, np.ones(2, bool)],
     "attention__clamp_kqv": [8.0],
     "attention__logit_softcapping": [30.0],
     "block_count": [0, -1, 3, 1 << 30, "2", None],
@@ -44,12 +56,12 @@ WRONG = {
     "feed_forward_length": [0, -1, 1 << 40, None, [128, 128]],
     "rope__dimension_count": [0, 3, 17, 32, "16"],
     "rope__freq_base": [0.0, -1.0, math.nan, math.inf, 1e300, "x"],
-    "rope__scaling__type": ["yarn", "longrope", 7],
+    "rope__scaling__type": ["yarn", "longrope", 7, np.arange(3)],
     "rope__scaling__factor": [-2.0, math.nan, 1e12, "2"],
     "rope__scaling__attn_factor": [1.5],
-    "tensor_data_layout": ["Meta AI original pth v2"],
+    "tensor_data_layout": ["Meta AI original pth v2", np.arange(3)],
     "vocab_size": [0, -1, 1 << 40, None, "97"],
-    "some_new_feature": [1, "on", [3]],
+    "some_new_feature": [1, "on", [3], np.arange(3), np.zeros(1)],
 }
 
 
@@ -57,7 +69,9 @@ WRONG = {
     ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
 )
 def test_wrong_metadata_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"llama|sliding|tensor|positions|heads|token") as error:
+    with pytest.raises(
+        ValueError, match=r"metadata llama\.|heads of|positions asked|no tensor blk\.2"
+    ) as error:
         build(**{key: value})
     assert len(str(error.value)) < 400
 
