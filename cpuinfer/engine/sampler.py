@@ -58,14 +58,14 @@ def adjust(
         return logits
     logits = logits.copy()
     if params.repetition_penalty != 1:
-        seen = np.unique(np.array(tokens, np.int64))
+        seen = np.array(tokens, np.int64)  # one that is there twice is written the same value twice
         values = logits[seen]
         penalty = np.float32(params.repetition_penalty)
         logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     if penalised and n_generated:
-        seen, counts = np.unique(np.array(tokens[n_prompt:], np.int64), return_counts=True)
-        logits[seen] -= counts.astype(np.float32) * np.float32(params.frequency_penalty)
-        logits[seen] -= np.float32(params.presence_penalty)
+        counts = np.bincount(tokens[n_prompt:]).astype(np.float32)
+        logits[: len(counts)] -= counts * np.float32(params.frequency_penalty)
+        logits[: len(counts)] -= (counts > 0) * np.float32(params.presence_penalty)
     for token, bias in (params.logit_bias or {}).items():
         logits[token] += np.float32(bias)
     if masked:
@@ -115,7 +115,7 @@ def top_p_floor(w: NDArray[np.int64], p: float) -> int:
     total = int(w.sum())
     # Those lighter than (1-p)/n of all have less than 1-p together, so none of them stays: n is few
     # after this.
-    heavy = w[w >= (total - portion(p, total)) // len(w)]
+    heavy = w[np.flatnonzero(w >= (total - portion(p, total)) // len(w))]
     heavy = np.sort(heavy)[::-1]
     before = np.cumsum(heavy) - heavy
     return int(heavy[np.searchsorted(before, portion(p, total), side="left") - 1])
@@ -150,14 +150,14 @@ def candidates(logits: Logits, params: SamplingParams) -> tuple[Ids, NDArray[np.
     w = weights(values, top, params.temperature)
     if params.typical_p < 1:
         gaps = np.subtract(top, values, dtype=np.float64) / params.temperature
-        keep = typical_mask(w, gaps, params.typical_p)
-        ids, w = ids[keep], w[keep]
+        kept = np.flatnonzero(typical_mask(w, gaps, params.typical_p))
+        ids, w = ids[kept], w[kept]
     floor = top_p_floor(w, params.top_p) if params.top_p < 1 else 0
     if params.min_p > 0:
         floor = max(floor, portion(params.min_p, int(w.max())))
     if floor > 0:
-        keep = w >= floor
-        ids, w = ids[keep], w[keep]
+        kept = np.flatnonzero(w >= floor)
+        ids, w = ids[kept], w[kept]
     return ids, w
 
 
