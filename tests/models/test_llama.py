@@ -108,7 +108,7 @@ def test_norms_must_be_f32() -> None:
 def test_off_features_and_known_extras_pass() -> None:
     build(expert_count=0, some_flag=False, attention__sliding_window=64, attention__causal=True)
     build(rope__scaling__type="none", rope__scaling__factor=4.0)
-    build(rope__dimension_count=None, attention__head_count_kv=None or 2)
+    build(rope__dimension_count=None, attention__head_count_kv=2)
 
 
 def test_tied_and_untied_outputs() -> None:
