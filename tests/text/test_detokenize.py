@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from text.vocabularies import bpe, spm
 
@@ -13,6 +13,7 @@ TOKENIZERS = {"bpe": Tokenizer.from_gguf(bpe()), "spm": Tokenizer.from_gguf(spm(
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(deadline=None)
 @given(data=st.data(), skip_special=st.booleans())
 def test_pushes_and_flush_equal_decode(kind: str, data: st.DataObject, skip_special: bool) -> None:
     tokenizer = TOKENIZERS[kind]
@@ -23,6 +24,7 @@ def test_pushes_and_flush_equal_decode(kind: str, data: st.DataObject, skip_spec
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
+@settings(deadline=None)
 @given(text=st.text())
 def test_no_push_ends_inside_a_character(kind: str, text: str) -> None:
     tokenizer = TOKENIZERS[kind]

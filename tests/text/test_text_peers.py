@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from text.templates import ALL, CHATML
 
@@ -114,7 +114,7 @@ def test_hard_text_on_the_real_model(real: Peer, text: str) -> None:
 
 @pytest.mark.peer
 @pytest.mark.model
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(text=st.text())
 def test_any_text_on_the_real_model(real: Peer, text: str) -> None:
     real.check(text)
@@ -129,7 +129,7 @@ def test_random_texts_on_the_real_model(real: Peer) -> None:
 
 @pytest.mark.model
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None)
 def test_detokenizing_the_real_model(real_model: Path, data: st.DataObject) -> None:
     tokenizer = _tokenizer(real_model)
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=50))

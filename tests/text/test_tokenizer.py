@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from text.vocabularies import BYTE, CONTROL, bpe, names, spm
 
@@ -85,6 +85,7 @@ def test_ignore_merges_takes_a_whole_word_first() -> None:
 
 # One name of each scheme.
 @pytest.mark.parametrize("pre", sorted({v: k for k, v in PRE_TOKENIZERS.items()}.values()))
+@settings(deadline=None)
 @given(text=st.text())
 def test_every_pre_tokenizer_keeps_every_byte(pre: str, text: str) -> None:
     tokenizer = _of(pre)
@@ -101,6 +102,7 @@ def _of(pre: str) -> Tokenizer:
     return _cache[pre]
 
 
+@settings(deadline=None)
 @given(text=st.text())
 def test_spm_keeps_every_byte(text: str) -> None:
     # ▁ is how SentencePiece writes a space, so a ▁ of the text comes back as one.
@@ -108,6 +110,7 @@ def test_spm_keeps_every_byte(text: str) -> None:
     assert SPM.decode(ids) == text.replace("▁", " ")
 
 
+@settings(deadline=None)
 @given(text=st.text(alphabet="<s/>tol hew▁"))
 def test_plain_text_never_becomes_a_control_token(text: str) -> None:
     for tokenizer in (BPE, SPM):
@@ -226,6 +229,7 @@ def test_malformed_byte_tokens_are_refused_when_used() -> None:
     assert tokenizer.token_bytes(4) == b"\x01"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(list(bpe()) + list(spm())),
