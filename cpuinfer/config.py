@@ -85,9 +85,9 @@ class SamplingParams:
         _integer("top_k", self.top_k, -1)
         _number("temperature", self.temperature, 0.0, math.inf)
         _number("min_p", self.min_p, 0.0, 1.0)
-        for name in ("top_p", "typical_p", "repetition_penalty"):
-            high = math.inf if name == "repetition_penalty" else 1.0
-            _number(name, getattr(self, name), 0.0, high, above=True)
+        for name in ("top_p", "typical_p"):
+            _number(name, getattr(self, name), 0.0, 1.0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for name in ("presence_penalty", "frequency_penalty"):
             _number(name, getattr(self, name), -2.0, 2.0)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
