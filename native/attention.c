@@ -6,6 +6,8 @@ enum {
     /* A tile is split by chunks where it costs more than 1 / (4 n) of the whole: then no thread waits for more than a
      * quarter of its share. */
     ATTENTION_SHARES = 4,
+    /* Tiles are made smaller until each thread has about so many items. */
+    ATTENTION_ITEMS = 4,
     /* Bound on the partial results of a step, per thread. A tile that finds no room is not split. */
     ATTENTION_PARTIAL_BYTES = 4 << 20
 };
@@ -46,16 +48,20 @@ typedef struct ci_scratch {
     float *row; /* [span * group * head_dim] finished outputs of one query */
 } ci_scratch;
 
-static ci_shape attention_shape(const ci_op *op) {
+/* n_tokens, n_threads: of the step, for tiles no larger than what keeps the team busy; 1 thread: the largest tiles. */
+static ci_shape attention_shape(const ci_op *op, int32_t n_tokens, int32_t n_threads) {
     ci_shape s;
     s.group = op->heads / op->kv_heads;
     s.padded = (op->head_dim + VF_LANES - 1) / VF_LANES * VF_LANES;
     s.queries = s.group < ATTENTION_ROWS ? ATTENTION_ROWS / s.group : 1;
-    s.rows = s.queries * s.group;
     s.span = 1;
     while (s.span < op->kv_heads && (op->kv_heads % s.span != 0 || s.span * s.group * op->head_dim % CI_BLOCK != 0))
         s.span++;
     s.spans = op->kv_heads / s.span;
+    while (n_threads > 1 && s.queries > 1 &&
+           (int64_t)n_tokens * s.spans < (int64_t)s.queries * ATTENTION_ITEMS * n_threads)
+        s.queries /= 2;
+    s.rows = s.queries * s.group;
     return s;
 }
 
@@ -104,7 +110,7 @@ static int64_t attention_scratch(const ci_op *op, const ci_shape *shape, float *
 
 int64_t ci_attention_thread_bytes(const ci_op *op, int32_t max_tokens) {
     (void)max_tokens;
-    ci_shape shape = attention_shape(op);
+    ci_shape shape = attention_shape(op, 0, 1);
     return attention_scratch(op, &shape, NULL, NULL) * (int64_t)sizeof(float);
 }
 
@@ -112,7 +118,7 @@ int64_t ci_attention_shared_bytes(const ci_op *op, int32_t n_threads, int32_t ma
     const int64_t chunks = ((int64_t)max_context + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK;
     const int64_t limit = (int64_t)n_threads * ATTENTION_PARTIAL_BYTES;
     /* One row a tile takes the most: partial_floats(1) for each. */
-    const int64_t row = partial_floats(1, attention_shape(op).padded) * (int64_t)sizeof(float);
+    const int64_t row = partial_floats(1, attention_shape(op, 0, 1).padded) * (int64_t)sizeof(float);
     if (n_threads == 1 || chunks < 2)
         return 0;
     const int64_t all = row * op->heads * max_tokens;
@@ -156,7 +162,7 @@ static ci_walk walk_start(const ci_op *op, const ci_step *step, int64_t cost) {
     const ci_batch *batch = step->batch;
     return (ci_walk){.op = op,
                      .step = step,
-                     .shape = attention_shape(op),
+                     .shape = attention_shape(op, batch->n_tokens, step->team.n),
                      .cost = cost,
                      .tile = {.seq = batch->n_seqs - 1, .token = batch->q_indptr[batch->n_seqs]}};
 }

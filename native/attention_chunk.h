@@ -10,16 +10,17 @@
 #include "kv.h"
 
 enum {
-    /* Keys per online-softmax update, aligned to the position. More keys mean fewer reloads of the running output
-     * (one per group) and more pages side by side for a single query; fewer keep scores and V in L1. */
+    /* Keys per online-softmax update, aligned to the position. 32 lose 3-8 % in prefill and 30 % in the decode of one
+     * head (too few pages side by side to hide an FMA's latency); 128 win 2 % on long keys and lose 5 % on short. */
     ATTENTION_GROUP = 64,
     /* Keys per partial result: the unit in which the keys of a query are split over threads. Part of the result's
      * definition, so no setting. 256 keys of one kv head are 64 KB at head_dim 64 in f16: a few microseconds. */
     ATTENTION_CHUNK = 256,
-    /* Rows that share one conversion of K and V to f32, and whose queries, scores and outputs stay in L1 and L2. */
+    /* Rows that share one conversion of K and V to f32, at most. With 48 it takes 8 % of a long prefill; 96 halve that
+     * and lose as much again to scores and outputs that leave L1. */
     ATTENTION_ROWS = 48,
     ATTENTION_PAGES = ATTENTION_GROUP / CI_PAGE,
-    ATTENTION_MAX_SLICES = 16 /* head_dim <= 256 */
+    ATTENTION_SLICES = 16 /* of V, handed to a tile at once; at least 4 */
 };
 
 /* Softmax state of rows: maximum, sum and unnormalised output [rows][padded]. */
@@ -52,6 +53,10 @@ static inline int32_t attend_min(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
+static inline int32_t attend_max(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+
 /* First query that sees the key at `position`. */
 static inline int32_t attend_first_query(const ci_attend *at, int32_t position) {
     return position > at->position ? position - at->position : 0;
@@ -61,25 +66,46 @@ static inline int32_t attend_page(const ci_attend *at, int32_t position) {
     return at->pages[position / CI_PAGE];
 }
 
-static void attend_widen(float *to, const char *from, int32_t n, int32_t type) {
+ATTENTION_INLINE void attend_widen(float *to, const char *from, int32_t n, const int32_t type) {
     for (int32_t i = 0; i < n; i += VF_LANES)
         vf_store(to + i, attention_load(from, i, type));
 }
 
-/* V of `keys` keys from `position` on into [slice][key][16]; dimensions past head_dim are zero. */
-static void attend_widen_v(const ci_attend *at, int32_t position, int32_t keys) {
-    const int32_t itemsize = kv_itemsize(at->kv), tail = at->head_dim % VF_LANES;
-    for (int32_t key = 0; key < keys; key++) {
-        const char *row = kv_v(at->kv, at->layer, attend_page(at, position + key), at->kv_head, at->head_dim) +
-                          (int64_t)((position + key) % CI_PAGE) * at->head_dim * itemsize;
+/* One page of K as f32. */
+static void attend_widen_k(float *to, const char *page, int32_t n, int32_t type) {
+    if (type == CI_F32)
+        attend_widen(to, page, n, CI_F32);
+    else if (type == CI_F16)
+        attend_widen(to, page, n, CI_F16);
+    else
+        attend_widen(to, page, n, CI_BF16);
+}
+
+/* Keys of a page of V, [key][head_dim], into [slice][key][16]; dimensions past head_dim become zero. */
+ATTENTION_INLINE void attend_widen_v(float *to, const char *page, int32_t keys, int32_t head_dim, const int32_t type) {
+    const int32_t tail = head_dim % VF_LANES, itemsize = type == CI_F32 ? 4 : 2;
+    for (int32_t d = 0; d + VF_LANES <= head_dim; d += VF_LANES)
+        for (int32_t key = 0; key < keys; key++)
+            vf_store(to + d * ATTENTION_GROUP + key * VF_LANES, attention_load(page, key * head_dim + d, type));
+    for (int32_t key = 0; tail && key < keys; key++) {
+        char padded[VF_LANES * sizeof(float)] = {0};
+        memcpy(padded, page + ((key + 1) * head_dim - tail) * itemsize, (size_t)(tail * itemsize));
+        vf_store(to + (head_dim - tail) * ATTENTION_GROUP + key * VF_LANES, attention_load(padded, 0, type));
+    }
+}
+
+/* V of the keys of a group, page by page; what lies behind them is not read. */
+static void attend_widen_group(const ci_attend *at, int32_t start, int32_t keys) {
+    for (int32_t key = 0; key < keys; key += CI_PAGE) {
+        const char *page = kv_v(at->kv, at->layer, attend_page(at, start + key), at->kv_head, at->head_dim);
+        const int32_t n = attend_min(CI_PAGE, keys - key);
         float *to = at->v + key * VF_LANES;
-        for (int32_t d = 0; d + VF_LANES <= at->head_dim; d += VF_LANES, to += ATTENTION_GROUP * VF_LANES)
-            vf_store(to, attention_load(row, d, at->kv->type));
-        if (tail) {
-            char padded[VF_LANES * sizeof(float)] = {0};
-            memcpy(padded, row + (at->head_dim - tail) * itemsize, (size_t)(tail * itemsize));
-            vf_store(to, attention_load(padded, 0, at->kv->type));
-        }
+        if (at->kv->type == CI_F32)
+            attend_widen_v(to, page, n, at->head_dim, CI_F32);
+        else if (at->kv->type == CI_F16)
+            attend_widen_v(to, page, n, at->head_dim, CI_F16);
+        else
+            attend_widen_v(to, page, n, at->head_dim, CI_BF16);
     }
 }
 
@@ -94,7 +120,7 @@ static void attend_scores(const ci_attend *at, int32_t start, int32_t keys, int3
             int32_t page = attend_page(at, start + (first + i) * CI_PAGE);
             columns[i] = kv_k(at->kv, at->layer, page, at->kv_head, at->head_dim);
             if (!direct) {
-                attend_widen(at->k + i * page_floats, columns[i], page_floats, at->kv->type);
+                attend_widen_k(at->k + i * page_floats, columns[i], page_floats, at->kv->type);
                 columns[i] = (const char *)(at->k + i * page_floats);
             }
         }
@@ -111,34 +137,36 @@ static void attend_scores(const ci_attend *at, int32_t start, int32_t keys, int3
     }
 }
 
-/* One online-softmax update of one row by its first n keys of a group: scores become probabilities relative to the new
- * maximum. The sums so far are rescaled by exp(old - new) unless that is 1 (same maximum) or they are 0 (first group).
- */
-ATTENTION_INLINE void attend_softmax(const ci_attend *at, int32_t row, const int32_t n, const ci_partial *partial) {
+/* The new maximum of one row from its first n keys of a group, scores scaled. What the row has so far is rescaled by
+ * exp(old - max) unless that is 1 (same maximum) or there is nothing yet (first group of the chunk). */
+ATTENTION_INLINE void attend_maximum(const ci_attend *at, int32_t row, const int32_t n, const ci_partial *partial) {
     float *s = at->scores + row * ATTENTION_GROUP, *out = partial->out + (int64_t)row * at->padded;
     const float old = partial->max[row];
-    const vf16 scale = vf_set1(at->scale);
     vf16 top = vf_set1(old);
-#pragma GCC unroll 4
     for (int32_t i = 0; i < n; i += VF_LANES) {
-        vf16 x = vf_mul(vf_load(s + i), scale);
+        vf16 x = vf_mul(vf_load(s + i), vf_set1(at->scale));
         if (n - i < VF_LANES)
             x = vf_first_n(x, vf_set1(-INFINITY), n - i);
         vf_store(s + i, x);
         top = vf_max(top, x);
     }
-    const float new = vf_hmax(top);
-    vf16 sum = vf_load(at->lanes + row * VF_LANES);
-    if (new != old &&old != -INFINITY) {
-        const vf16 factor = vf_exp_nonpositive(vf_set1(old - new));
-        sum = vf_mul(sum, factor);
+    const float max = vf_hmax(top);
+    partial->max[row] = max;
+    if (max != old && old != -INFINITY) {
+        const vf16 factor = vf_exp_nonpositive(vf_set1(old - max));
+        vf_store(at->lanes + row * VF_LANES, vf_mul(vf_load(at->lanes + row * VF_LANES), factor));
         for (int32_t d = 0; d < at->padded; d += VF_LANES)
             vf_store(out + d, vf_mul(vf_load(out + d), factor));
     }
-    partial->max[row] = new;
-#pragma GCC unroll 4
+}
+
+/* Scores of one row become probabilities relative to its maximum, and join its sums. */
+ATTENTION_INLINE void attend_exp(const ci_attend *at, int32_t row, const int32_t n, const ci_partial *partial) {
+    float *s = at->scores + row * ATTENTION_GROUP;
+    const vf16 max = vf_set1(partial->max[row]);
+    vf16 sum = vf_load(at->lanes + row * VF_LANES);
     for (int32_t i = 0; i < n; i += VF_LANES) {
-        vf16 p = vf_exp_nonpositive(vf_sub(vf_load(s + i), vf_set1(new)));
+        vf16 p = vf_exp_nonpositive(vf_sub(vf_load(s + i), max));
         if (n - i < VF_LANES)
             p = vf_first_n(p, vf_zero(), n - i);
         vf_store(s + i, p);
@@ -147,15 +175,19 @@ ATTENTION_INLINE void attend_softmax(const ci_attend *at, int32_t row, const int
     vf_store(at->lanes + row * VF_LANES, sum);
 }
 
-static void attend_softmax_rows(const ci_attend *at, int32_t start, int32_t first, const ci_partial *partial) {
-    for (int32_t query = first; query < at->queries; query++) {
-        const int32_t n = attend_min(ATTENTION_GROUP, at->position + query + 1 - start);
-        for (int32_t row = query * at->group; row < (query + 1) * at->group; row++)
-            if (n == ATTENTION_GROUP)
-                attend_softmax(at, row, ATTENTION_GROUP, partial);
-            else
-                attend_softmax(at, row, n, partial);
-    }
+/* One online-softmax update of every row from query `first` on. Two passes: in each, rows overlap in the pipeline. */
+static void attend_softmax(const ci_attend *at, int32_t start, int32_t first, const ci_partial *partial) {
+    const int32_t group = at->group, rows = at->queries * group;
+    const int32_t full = attend_min(attend_first_query(at, start + ATTENTION_GROUP - 1), at->queries) * group;
+    const int32_t seen = at->position + 1 - start; /* keys that query 0 sees */
+    for (int32_t row = first * group; row < full; row++)
+        attend_maximum(at, row, seen + row / group, partial);
+    for (int32_t row = attend_max(full, first * group); row < rows; row++)
+        attend_maximum(at, row, ATTENTION_GROUP, partial);
+    for (int32_t row = first * group; row < full; row++)
+        attend_exp(at, row, seen + row / group, partial);
+    for (int32_t row = attend_max(full, first * group); row < rows; row++)
+        attend_exp(at, row, ATTENTION_GROUP, partial);
 }
 
 /* out[row] += sum over the first n keys of p[row][key] * v[key], in order, for `rows` rows that all see n keys. V past
@@ -163,34 +195,37 @@ static void attend_softmax_rows(const ci_attend *at, int32_t start, int32_t firs
 static void attend_output(const ci_attend *at, int32_t start, int32_t row, int32_t rows, int32_t n, int32_t direct,
                           const ci_partial *partial) {
     const int32_t n_slices = at->padded / VF_LANES, itemsize = kv_itemsize(at->kv);
-    const char *columns[ATTENTION_MAX_SLICES];
+    float *const out = partial->out + (int64_t)row * at->padded;
+    const char *columns[ATTENTION_SLICES];
     ci_tile tile = {.a = at->scores + row * ATTENTION_GROUP,
                     .a_stride = ATTENTION_GROUP,
                     .b = columns,
-                    .c = partial->out + (int64_t)row * at->padded,
+                    .b_stride = direct ? at->head_dim : VF_LANES,
+                    .b_type = direct ? at->kv->type : CI_F32,
+                    .depth = n,
                     .c_stride = at->padded,
                     .accumulate = 1};
-    if (direct) {
-        tile.b_type = at->kv->type;
-        tile.b_stride = at->head_dim;
-        for (int32_t key = 0; key < n; key += CI_PAGE, tile.a += CI_PAGE) {
-            const char *v = kv_v(at->kv, at->layer, attend_page(at, start + key), at->kv_head, at->head_dim);
-            for (int32_t i = 0; i < n_slices; i++)
-                columns[i] = v + i * VF_LANES * itemsize;
-            tile.depth = attend_min(CI_PAGE, n - key);
-            tile_run(tile, rows, n_slices);
+    if (!direct) {
+        /* Few slices at a time over all rows, so that their part of V stays in L1. */
+        const int32_t step = ATTENTION_WIDTH(ATTENTION_MR);
+        for (int32_t first = 0; first < n_slices; first += step) {
+            for (int32_t i = first; i < attend_min(first + step, n_slices); i++)
+                columns[i - first] = (const char *)(at->v + i * ATTENTION_GROUP * VF_LANES);
+            tile.c = out + first * VF_LANES;
+            tile_run(tile, rows, attend_min(step, n_slices - first));
         }
         return;
     }
-    tile.b_type = CI_F32;
-    tile.b_stride = VF_LANES;
-    tile.depth = n;
-    for (int32_t i = 0; i < n_slices; i++)
-        columns[i] = (const char *)(at->v + i * ATTENTION_GROUP * VF_LANES);
-    /* Few slices at a time over all rows, so that their part of V stays in L1. */
-    const int32_t step = ATTENTION_WIDTH(ATTENTION_MR);
-    for (int32_t i = 0; i < n_slices; i += step, tile.b += step, tile.c += step * VF_LANES)
-        tile_run(tile, rows, attend_min(step, n_slices - i));
+    for (int32_t key = 0; key < n; key += CI_PAGE, tile.a += CI_PAGE) {
+        const char *v = kv_v(at->kv, at->layer, attend_page(at, start + key), at->kv_head, at->head_dim);
+        tile.depth = attend_min(CI_PAGE, n - key);
+        for (int32_t first = 0; first < n_slices; first += ATTENTION_SLICES) {
+            for (int32_t i = first; i < attend_min(first + ATTENTION_SLICES, n_slices); i++)
+                columns[i - first] = v + i * VF_LANES * itemsize;
+            tile.c = out + first * VF_LANES;
+            tile_run(tile, rows, attend_min(ATTENTION_SLICES, n_slices - first));
+        }
+    }
 }
 
 /* Keys start .. start+ATTENTION_GROUP-1, as far as the queries see them. */
@@ -201,9 +236,9 @@ static void attend_group(const ci_attend *at, int32_t start, const ci_partial *p
     /* Rows that fit one register tile read the pages as they are; more rows share one conversion to f32. */
     const int32_t direct = rows <= ATTENTION_MR && at->head_dim % VF_LANES == 0;
     attend_scores(at, start, keys, direct);
-    attend_softmax_rows(at, start, first, partial);
+    attend_softmax(at, start, first, partial);
     if (!direct)
-        attend_widen_v(at, start, keys);
+        attend_widen_group(at, start, keys);
     /* Queries on the diagonal see different numbers of keys: one query at a time. The others: all at once. */
     const int32_t full = attend_min(attend_first_query(at, start + keys - 1), at->queries);
     for (int32_t query = first; query < full; query++)
@@ -229,14 +264,14 @@ static void attend_chunk(const ci_attend *at, int32_t chunk, const ci_partial *p
 
 /* One row of `into` takes in the same row of the next chunk. */
 static void attend_merge(const ci_partial *into, const ci_partial *next, int64_t row, int32_t padded) {
-    const float old = into->max[row], other = next->max[row], new = other > old ? other : old;
-    const vf16 keep = vf_exp_nonpositive(vf_set1(old - new)), take = vf_exp_nonpositive(vf_set1(other - new));
+    const float old = into->max[row], other = next->max[row], max = other > old ? other : old;
+    const vf16 keep = vf_exp_nonpositive(vf_set1(old - max)), take = vf_exp_nonpositive(vf_set1(other - max));
     const vf16 sum = vf_fma(vf_set1(into->sum[row]), keep, vf_mul(vf_set1(next->sum[row]), take));
     float *to = into->out + row * padded;
     const float *from = next->out + row * padded;
     for (int32_t d = 0; d < padded; d += VF_LANES)
         vf_store(to + d, vf_fma(vf_load(to + d), keep, vf_mul(vf_load(from + d), take)));
-    into->max[row] = new;
+    into->max[row] = max;
     vf_store_n(into->sum + row, sum, 1);
 }
 #endif

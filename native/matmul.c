@@ -4,18 +4,19 @@
  * rows stay in L2, and inside a chunk its panels in strips of at most four: every tile of a strip goes to a small f32
  * buffer [tokens][CI_STRIP], then the epilogue reads that. So each weight is read from memory once per chunk, and a
  * token's bits do not depend on which others share its tile, chunk or step. */
+#include "matmul.h"
+
 #include <vec.h>
 #include <vmath.h>
 
 #include "kernels.h"
 #include "kv.h"
-#include "matmul.h"
 #include "quantize.h"
 #include "rope.h"
 
 enum {
-    CHUNK_TOKENS = 96,          /* a multiple of every tile height up to 6 (but 5) */
-    CHUNK_BYTES = 320 << 10,    /* of input rows: most of an L2 of 512 KiB, with a panel and the strip beside it */
+    CHUNK_TOKENS = 96,            /* a multiple of every tile height up to 6 (but 5) */
+    CHUNK_BYTES = 320 << 10,      /* of input rows: most of an L2 of 512 KiB, with a panel and the strip beside it */
     UNPACK_TOKENS = 2 * CI_MAX_MR /* from here on a panel's nibbles are unpacked once per chunk */
 };
 

@@ -5,9 +5,9 @@
 #include "kernels.h"
 
 enum {
-    CI_ROWS = 16,    /* output rows of a panel: the lanes of a vf16 */
-    CI_MAX_MR = 6,   /* most tokens of a tile on any level */
-    CI_MAX_NP = 4,   /* most panels of a tile, and of a strip */
+    CI_ROWS = 16,  /* output rows of a panel: the lanes of a vf16 */
+    CI_MAX_MR = 6, /* most tokens of a tile on any level */
+    CI_MAX_NP = 4, /* most panels of a tile, and of a strip */
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
 
@@ -47,14 +47,13 @@ extern const ci_format ci_f32_format, ci_f16_format, ci_bf16_format, ci_q8_0_for
 
 /* Tables of tiles: TILE(mr, np) names the function. */
 #define CI_TILE_ROW(TILE, mr) {TILE(mr, 1), TILE(mr, 2), TILE(mr, 4)}
-#define CI_TILE_TABLE(TILE)                                                                         \
-    {                                                                                               \
-        CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), CI_TILE_ROW(TILE, 4),     \
-            CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6)                                              \
-    }
+#define CI_TILE_TABLE(TILE)                                            \
+    {CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), \
+     CI_TILE_ROW(TILE, 4), CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6)}
 /* DEFINE(mr, np) for every tile. */
-#define CI_EACH_TILE(DEFINE)                                                               \
-    DEFINE(1, 1) DEFINE(1, 2) DEFINE(1, 4) DEFINE(2, 1) DEFINE(2, 2) DEFINE(2, 4)          \
-    DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4) DEFINE(4, 1) DEFINE(4, 2) DEFINE(4, 4)          \
-    DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4) DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)
+#define CI_EACH_TILE(DEFINE)                                                                                    \
+    DEFINE(1, 1)                                                                                                \
+    DEFINE(1, 2) DEFINE(1, 4) DEFINE(2, 1) DEFINE(2, 2) DEFINE(2, 4) DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4)     \
+        DEFINE(4, 1) DEFINE(4, 2) DEFINE(4, 4) DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4) DEFINE(6, 1) DEFINE(6, 2) \
+            DEFINE(6, 4)
 #endif

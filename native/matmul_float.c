@@ -6,12 +6,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Whether mr x np accumulators fit: VF_GEMM_MR vf16. */
-#define FITS(mr, np) ((mr) * (np) <= VF_GEMM_MR)
+/* Most accumulators of a tile. BF16 has two weight vectors at a time, so one accumulator less fits. */
+#define MOST VF_GEMM_MR
+#define MOST_PAIRS (VF_GEMM_MR - 1)
 
 INLINE void compute(const int mr, const int np, const int32_t type, const ci_tile *tile) {
     vf16 acc[CI_MAX_MR * CI_MAX_NP];
-    if (!FITS(mr, np))
+    if (mr * np > (type == CI_BF16 ? MOST_PAIRS : MOST))
         return; /* not in the table: keep the compiler from building it */
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
@@ -54,14 +55,14 @@ CI_EACH_TILE(DEFINE)
 #undef DEFINE
 /* clang-format on */
 
-#define F32_TILE(mr, np) (FITS(mr, np) ? f32_##mr##x##np : NULL)
-#define F16_TILE(mr, np) (FITS(mr, np) ? f16_##mr##x##np : NULL)
-#define BF16_TILE(mr, np) (FITS(mr, np) ? bf16_##mr##x##np : NULL)
+#define F32_TILE(mr, np) ((mr) * (np) <= MOST ? f32_##mr##x##np : NULL)
+#define F16_TILE(mr, np) ((mr) * (np) <= MOST ? f16_##mr##x##np : NULL)
+#define BF16_TILE(mr, np) ((mr) * (np) <= MOST_PAIRS ? bf16_##mr##x##np : NULL)
 static const ci_tiles f32_tiles = CI_TILE_TABLE(F32_TILE);
 static const ci_tiles f16_tiles = CI_TILE_TABLE(F16_TILE);
 static const ci_tiles bf16_tiles = CI_TILE_TABLE(BF16_TILE);
 
-enum { MR = VF_GEMM_MR < CI_MAX_MR ? VF_GEMM_MR : CI_MAX_MR };
+enum { MR = MOST < (int)CI_MAX_MR ? MOST : CI_MAX_MR, MR_PAIRS = MOST_PAIRS < (int)CI_MAX_MR ? MOST_PAIRS : CI_MAX_MR };
 
 static int64_t f32_bytes(int32_t k) {
     return (int64_t)k * CI_ROWS * 4;
@@ -90,13 +91,21 @@ static void bf16_prepare(char *out, const char *row, int32_t k) {
         y[i] = bf16_to_f32(x[i]);
 }
 
-const ci_format ci_f32_format = {
-    .type = CI_F32, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f32_bytes, .tiles = &f32_tiles, .prepared_bytes = no_bytes};
-const ci_format ci_f16_format = {
-    .type = CI_F16, .mr = MR, .np = CI_MAX_NP, .panel_bytes = f16_bytes, .tiles = &f16_tiles, .prepared_bytes = no_bytes};
+const ci_format ci_f32_format = {.type = CI_F32,
+                                 .mr = MR,
+                                 .np = CI_MAX_NP,
+                                 .panel_bytes = f32_bytes,
+                                 .tiles = &f32_tiles,
+                                 .prepared_bytes = no_bytes};
+const ci_format ci_f16_format = {.type = CI_F16,
+                                 .mr = MR,
+                                 .np = CI_MAX_NP,
+                                 .panel_bytes = f16_bytes,
+                                 .tiles = &f16_tiles,
+                                 .prepared_bytes = no_bytes};
 const ci_format ci_bf16_format = {
     .type = CI_BF16,
-    .mr = MR,
+    .mr = MR_PAIRS,
     .np = CI_MAX_NP,
     .panel_bytes = bf16_bytes,
     .tiles = &bf16_tiles,

@@ -14,7 +14,7 @@ typedef struct form {
     int mins;
 } form;
 
-#define Q8_0 ((form){CODES8, 7, 0})
+#define Q8_0 ((form){CODES8, DOT_SIGNED8 ? 0 : 7, 0})
 #define Q4_0 ((form){NIBBLES, 3, 0})
 #define Q4_1 ((form){NIBBLES, 0, 1})
 #define Q4_0_UNPACKED ((form){CODES4, 3, 0})
@@ -25,43 +25,39 @@ enum { HALVES = 2 * CI_ROWS }; /* f16 numbers of one kind in a tile of two block
 DOT_INLINE int32_t code_bytes(form f) {
     return f.codes == NIBBLES ? 256 : 512;
 }
+/* A tile starts with the scales of its two blocks, then their mins. */
+DOT_INLINE int32_t header_bytes(form f) {
+    return HALVES * 2 * (1 + f.mins);
+}
 DOT_INLINE int32_t tile_bytes(form f) {
-    return HALVES * 2 * (1 + f.mins) + 2 * code_bytes(f);
+    return header_bytes(f) + 2 * code_bytes(f);
 }
 
-/* The f16 scales of half a tile (a block); its mins are HALVES further. */
-DOT_INLINE const uint16_t *block_scales(const uint8_t *panel, int32_t block, form f) {
-    return (const uint16_t *)(const void *)(panel + (int64_t)(block / 2) * tile_bytes(f)) + block % 2 * CI_ROWS;
-}
-DOT_INLINE const uint8_t *block_codes(const uint8_t *panel, int32_t block, form f) {
-    return panel + (int64_t)(block / 2) * tile_bytes(f) + HALVES * 2 * (1 + f.mins) + block % 2 * code_bytes(f);
-}
-
-/* Add one block to acc[mr][np]. scales and sums are token 0's of this block. */
-DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_tile *tile, int32_t block, vf16 *acc) {
-    const uint8_t *codes[CI_MAX_NP];
+/* Add one block to acc[mr][np]. scales: panel 0's f16 scales of the block; codes: its codes. */
+DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_tile *tile, int32_t block,
+                          const uint16_t *scales, const uint8_t *codes, vf16 *acc) {
+    const uint8_t *panel_codes[CI_MAX_NP];
     vi16 dot[CI_MAX_MR * CI_MAX_NP];
-    int32_t k = tile->k;
     for (int p = 0; p < np; p++)
-        codes[p] = block_codes(tile->panel + p * tile->panel_bytes, block, f);
+        panel_codes[p] = codes + p * tile->panel_bytes;
     if (f.codes == CODES8)
-        dot_codes8(mr, np, dot, codes, tile->prepared + (int64_t)block * DOT_BYTES8, tile->prepared_stride);
+        dot_codes8(mr, np, dot, panel_codes, tile->prepared + (int64_t)block * DOT_BYTES8, tile->prepared_stride);
     else if (f.codes == CODES4)
-        dot_codes4(mr, np, dot, codes, tile->x + (int64_t)block * 32, tile->x_stride);
+        dot_codes4(mr, np, dot, panel_codes, tile->x + (int64_t)block * 32, tile->x_stride);
     else
-        dot_nibbles(mr, np, dot, codes, tile->x + (int64_t)block * 32, tile->x_stride);
-    const char *scales = tile->x + k + (int64_t)block * 4, *sums = scales + k / 32 * 4;
+        dot_nibbles(mr, np, dot, panel_codes, tile->x + (int64_t)block * 32, tile->x_stride);
+    const char *d_at = tile->x + tile->k + (int64_t)block * 4, *s_at = d_at + tile->k / 32 * 4;
 #pragma GCC unroll 4
     for (int p = 0; p < np; p++) {
-        const uint16_t *halves = block_scales(tile->panel + p * tile->panel_bytes, block, f);
+        const uint16_t *halves = scales + p * (tile->panel_bytes / 2);
         vf16 w_scale = vf_load_f16(halves), w_min = f.mins ? vf_load_f16(halves + HALVES) : vf_zero();
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             int i = t * np + p;
             float d;
             int32_t s;
-            memcpy(&d, scales + t * tile->x_stride, sizeof d);
-            memcpy(&s, sums + t * tile->x_stride, sizeof s);
+            memcpy(&d, d_at + t * tile->x_stride, sizeof d);
+            memcpy(&s, s_at + t * tile->x_stride, sizeof s);
             vi16 exact = f.offset_bits ? vi_sub(dot[i], vi_mul_pow2(vi_set1(s), f.offset_bits)) : dot[i];
             acc[i] = vf_fma(vi_to_float(exact), vf_mul(w_scale, vf_set1(d)), acc[i]);
             if (f.mins)
@@ -77,8 +73,15 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         acc[i] = vf_zero();
-    for (int32_t block = 0; block < tile->k / 32; block++)
-        add_block(mr, np, f, tile, block, acc);
+    const uint8_t *panel = tile->panel;
+    for (int32_t block = 0; block < tile->k / 32; panel += tile_bytes(f)) {
+        const uint16_t *scales = (const uint16_t *)(const void *)panel;
+        const uint8_t *codes = panel + header_bytes(f);
+        const int32_t end = block + 2 < tile->k / 32 ? block + 2 : tile->k / 32;
+#pragma GCC unroll 1
+        for (; block < end; block++, scales += CI_ROWS, codes += code_bytes(f))
+            add_block(mr, np, f, tile, block, scales, codes, acc);
+    }
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
@@ -88,18 +91,17 @@ static int64_t panel_bytes(int32_t k, form f) {
     return ((int64_t)k / 32 + 1) / 2 * tile_bytes(f);
 }
 
-/* Codes of a panel to bytes: scales and mins stay, in front of each tile. */
-DOT_INLINE void unpack_nibbles(uint8_t *out, const uint8_t *panel, int32_t k, form packed, form unpacked) {
-    for (int32_t block = 0; block < k / 32; block++) {
-        const uint8_t *codes = block_codes(panel, block, packed);
-        uint8_t *bytes = out + (block_codes(panel, block, unpacked) - panel);
-        if (block % 2 == 0)
-            memcpy(out + (int64_t)(block / 2) * tile_bytes(unpacked), block_scales(panel, block, packed),
-                   (size_t)(HALVES * 2 * (1 + packed.mins)));
-        for (int i = 0; i < 256; i++) {
-            bytes[i] = codes[i] & 15;
-            bytes[i + 256] = codes[i] >> 4;
-        }
+/* Codes of a panel to bytes; the headers of its tiles stay. An absent second block is zero bytes in both. */
+DOT_INLINE void unpack_nibbles(uint8_t *out, const uint8_t *panel, int32_t k, form packed) {
+    for (int32_t block = 0; block < k / 32; block += 2) {
+        memcpy(out, panel, (size_t)header_bytes(packed));
+        panel += header_bytes(packed);
+        out += header_bytes(packed);
+        for (int half = 0; half < 2; half++, panel += 256, out += 512)
+            for (int i = 0; i < 256; i++) {
+                out[i] = panel[i] & 15;
+                out[i + 256] = panel[i] >> 4;
+            }
     }
 }
 
@@ -162,10 +164,10 @@ static int64_t q4_1_unpacked_bytes(int32_t k) {
     return panel_bytes(k, Q4_1_UNPACKED);
 }
 static void q4_0_unpack(uint8_t *out, const uint8_t *panel, int32_t k) {
-    unpack_nibbles(out, panel, k, Q4_0, Q4_0_UNPACKED);
+    unpack_nibbles(out, panel, k, Q4_0);
 }
 static void q4_1_unpack(uint8_t *out, const uint8_t *panel, int32_t k) {
-    unpack_nibbles(out, panel, k, Q4_1, Q4_1_UNPACKED);
+    unpack_nibbles(out, panel, k, Q4_1);
 }
 
 const ci_format ci_q8_0_format = {

@@ -36,12 +36,19 @@ def _list(*names: str, what: str) -> Any:
 def bench(
     model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...")] = None,
     m: Annotated[list[str] | None, typer.Option("-m", "--model", help="The same as MODEL.")] = None,
-    p: Annotated[list[str] | None, _list("-p", "--n-prompt", what="Prompt tokens. [default: 512]")] = None,
-    n: Annotated[list[str] | None, _list("-n", "--n-gen", what="Generated tokens. [default: 128]")] = None,
-    pg: Annotated[
-        list[str] | None, typer.Option("-pg", metavar="PP,TG", help="A prompt, then generated tokens.")
+    p: Annotated[
+        list[str] | None, _list("-p", "--n-prompt", what="Prompt tokens. [default: 512]")
     ] = None,
-    d: Annotated[list[str] | None, _list("-d", "--n-depth", what="Tokens before. [default: 0]")] = None,
+    n: Annotated[
+        list[str] | None, _list("-n", "--n-gen", what="Generated tokens. [default: 128]")
+    ] = None,
+    pg: Annotated[
+        list[str] | None,
+        typer.Option("-pg", metavar="PP,TG", help="A prompt, then generated tokens."),
+    ] = None,
+    d: Annotated[
+        list[str] | None, _list("-d", "--n-depth", what="Tokens before. [default: 0]")
+    ] = None,
     b: Annotated[
         list[str] | None, _list("-b", "--n-seqs", what="Sequences run together. [default: 1]")
     ] = None,
@@ -49,7 +56,8 @@ def bench(
         int, typer.Option("-ub", "--ubatch-size", min=1, help="Prompt tokens of a step.")
     ] = 512,
     t: Annotated[
-        list[str] | None, _list("-t", "--threads", what="Threads. [default: what this process may use]")
+        list[str] | None,
+        _list("-t", "--threads", what="Threads. [default: what this process may use]"),
     ] = None,
     r: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
     o: Annotated[Output, typer.Option("-o", "--output", help="Format of the report.")] = Output.md,

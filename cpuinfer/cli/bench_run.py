@@ -112,7 +112,7 @@ class Runner:
             "isa": getattr(self._device, "level", None),
         }
 
-    def limit(self, case: Case, tokens_per_s: float) -> dict[str, float]:
+    def limit(self, case: Case, tokens_per_s: float) -> dict[str, Any]:
         """Bytes per token, bandwidth and share of a test that only decodes; nothing for others."""
         isa = getattr(self._device, "level", None)
         if case.n_prompt or isa is None:

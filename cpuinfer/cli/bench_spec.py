@@ -27,7 +27,9 @@ def numbers(option: str, given: Iterable[str], least: int = 0) -> list[int]:
     for part in ",".join(given).split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"{option}: expected numbers or ranges such as 512 or 1-8*2, got {part!r}")
+            raise ValueError(
+                f"{option}: expected numbers or ranges such as 512 or 1-8*2, got {part!r}"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
         by, step = match[3] or "+", int(match[4] or 1)
         if last < first or step < (2 if by == "*" else 1) or (by == "*" and first == 0):
@@ -48,7 +50,9 @@ def pairs(option: str, given: Iterable[str]) -> list[tuple[int, int]]:
     for text in given:
         match = re.fullmatch(r"(\d+),(\d+)", text)
         if match is None or not int(match[1]) or not int(match[2]):
-            raise ValueError(f"{option}: expected two positive numbers such as 512,128, got {text!r}")
+            raise ValueError(
+                f"{option}: expected two positive numbers such as 512,128, got {text!r}"
+            )
         found.append((int(match[1]), int(match[2])))
     return found
 

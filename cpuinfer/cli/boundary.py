@@ -26,7 +26,8 @@ def usage(option: str) -> Iterator[None]:
 
 
 class Verbs(TyperGroup):
-    """The group of verbs. Exit codes: 0 done, 1 expected error, 2 usage, 130 Ctrl-C, 141 the reader went away."""
+    """The group of verbs. Exit codes: 0 done, 1 expected error, 2 usage, 130 Ctrl-C. A reader that went away
+    is code 1 without a word, as typer has it."""
 
     def main(
         self,
@@ -47,7 +48,7 @@ class Verbs(TyperGroup):
             sys.exit(130)
         except BrokenPipeError:
             _silence_stdout()
-            sys.exit(141)
+            sys.exit(1)
         except EXPECTED as error:
             _fail(str(error) or type(error).__name__, 1, words)
         except Exception as error:
@@ -76,7 +77,8 @@ def check_environment() -> None:
         known = [known.name for known in levels()]
         if level not in known:
             raise typer.BadParameter(
-                f"unknown level {level!r}; known here: {', '.join(known)}", param_hint="CPUINFER_ISA"
+                f"unknown level {level!r}; known here: {', '.join(known)}",
+                param_hint="CPUINFER_ISA",
             )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-from cpuinfer.cli.options import Isa, Json, Threads
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from cpuinfer.cli.options import Isa, Json, Threads
 
 
 def doctor(
@@ -112,7 +111,8 @@ def _print(found: dict[str, Any]) -> None:
     from cpuinfer.cli.output import human_bytes
 
     caches = ", ".join(
-        f"L{c['level']} {human_bytes(c['bytes'])}" + (f" for {c['shared_by']}" if c["shared_by"] > 1 else "")
+        f"L{c['level']} {human_bytes(c['bytes'])}"
+        + (f" for {c['shared_by']}" if c["shared_by"] > 1 else "")
         for c in found["caches"]
     )
     rows = [
@@ -129,7 +129,10 @@ def _print(found: dict[str, Any]) -> None:
         ("threads", f"{found['threads']} ({found['threads_reason']})"),
         ("memory", human_bytes(found["memory_bytes"])),
         ("huge pages", found["huge_pages"] or "not known"),
-        ("bandwidth", f"{human_bytes(found['read_bandwidth'])}/s read by {found['threads']} threads"),
+        (
+            "bandwidth",
+            f"{human_bytes(found['read_bandwidth'])}/s read by {found['threads']} threads",
+        ),
         ("cache", found["cache"]),
     ]
     if model := found.get("model"):

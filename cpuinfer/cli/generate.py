@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cpuinfer.cli import sampling
-from cpuinfer.cli.options import KV, Device, DeviceName, Isa, Json, KVName, MaxContext, Model, Threads
+from cpuinfer.cli.options import (
+    KV,
+    Device,
+    DeviceName,
+    Isa,
+    Json,
+    KVName,
+    MaxContext,
+    Model,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from cpuinfer.config import SamplingParams

@@ -23,7 +23,9 @@ def inspect(
     program: Annotated[
         bool, typer.Option("--program", help="Print the Program before and after each pass.")
     ] = False,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Tokens of the step to count.")] = 1,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="Tokens of the step to count.")
+    ] = 1,
     context: Annotated[
         int, typer.Option("--context", min=1, help="Keys that the step's last token sees.")
     ] = 512,
@@ -56,7 +58,9 @@ def _print_file(path: str, json: bool) -> None:
     print(f"\n{len(tensors)} tensors")
     for tensor in tensors:
         shape = " x ".join(map(str, tensor["shape"]))
-        print(f"{tensor['name']:<{width}}  {tensor['type']:<6}  {shape:<16}  {human_bytes(tensor['bytes'])}")
+        print(
+            f"{tensor['name']:<{width}}  {tensor['type']:<6}  {shape:<16}  {human_bytes(tensor['bytes'])}"
+        )
 
 
 def _contents(path: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -103,7 +107,11 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_short, value)) + "]"
     text = ascii(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+    return (
+        text
+        if len(text) <= MOST_CHARACTERS
+        else f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+    )
 
 
 def _stages(path: Path) -> list[tuple[str, Program]]:

@@ -32,15 +32,21 @@ Model = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", "-t", min=1, help="Threads of the team. [default: what this process may use]"),
+    typer.Option(
+        "--threads", "-t", min=1, help="Threads of the team. [default: what this process may use]"
+    ),
 ]
 Isa = Annotated[
     str | None,
-    typer.Option("--isa", help="ISA level, as `doctor` lists them. [default: CPUINFER_ISA, or the best]"),
+    typer.Option(
+        "--isa", help="ISA level, as `doctor` lists them. [default: CPUINFER_ISA, or the best]"
+    ),
 ]
 Device = Annotated[DeviceName, typer.Option("--device", help="What runs the Program.")]
 KV = Annotated[KVName, typer.Option("--kv-type", help="Element type of KV pages.")]
 MaxContext = Annotated[
     int | None,
-    typer.Option("--max-context", min=1, help="Longest sequence, in tokens. [default: the model's]"),
+    typer.Option(
+        "--max-context", min=1, help="Longest sequence, in tokens. [default: the model's]"
+    ),
 ]

@@ -43,4 +43,6 @@ def pack(
     print(f"{output}: {len(packed.weights)} tensors, {human_bytes(packed.nbytes)}")
     if expanded:
         kinds = ", ".join(sorted(set(expanded.values())))
-        print(f"{len(expanded)} tensors of types without a native kernel ({kinds}) are stored as F32")
+        print(
+            f"{len(expanded)} tensors of types without a native kernel ({kinds}) are stored as F32"
+        )

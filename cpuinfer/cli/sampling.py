@@ -27,19 +27,24 @@ Temperature = Annotated[
 TopK = Annotated[int, typer.Option("--top-k", help="Keep the k most likely tokens; 0: all.")]
 TopP = Annotated[float, typer.Option("--top-p", help="Keep the most likely tokens of this mass.")]
 MinP = Annotated[
-    float, typer.Option("--min-p", help="Keep tokens of at least this part of the best's probability.")
+    float,
+    typer.Option("--min-p", help="Keep tokens of at least this part of the best's probability."),
 ]
 TypicalP = Annotated[float, typer.Option("--typical-p", help="Keep typical tokens of this mass.")]
 RepetitionPenalty = Annotated[
-    float, typer.Option("--repetition-penalty", help="Over 1: tokens seen before become less likely.")
+    float,
+    typer.Option("--repetition-penalty", help="Over 1: tokens seen before become less likely."),
 ]
 PresencePenalty = Annotated[
-    float, typer.Option("--presence-penalty", help="Taken from the logit of a token generated before.")
+    float,
+    typer.Option("--presence-penalty", help="Taken from the logit of a token generated before."),
 ]
 FrequencyPenalty = Annotated[
     float, typer.Option("--frequency-penalty", help="The same, for each time it was generated.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of the random numbers. [default: a new one]")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Of the random numbers. [default: a new one]")
+]
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.")
 ]
@@ -74,7 +79,9 @@ class Stopwatch:
     @property
     def prefill_tok_s(self) -> float:
         """Prompt tokens over the time to the first token."""
-        return self.prompt_tokens / (self._first - self._start) if self._first > self._start else 0.0
+        return (
+            self.prompt_tokens / (self._first - self._start) if self._first > self._start else 0.0
+        )
 
     @property
     def decode_tok_s(self) -> float:
@@ -83,7 +90,9 @@ class Stopwatch:
         return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
 
 
-def roofline_of(llm: LLM, prompt_tokens: int, completion_tokens: int, tok_s: float) -> Roofline | None:
+def roofline_of(
+    llm: LLM, prompt_tokens: int, completion_tokens: int, tok_s: float
+) -> Roofline | None:
     """Of one sequence's decoding, at the context in the middle of its answer; None for a device without ISA levels."""
     from cpuinfer.cli.limit import decode_roofline
 

@@ -43,7 +43,9 @@ def roofline(bytes_per_token: float, tokens_per_s: float, read_bandwidth: float)
     return Roofline(bytes_per_token, reached, read_bandwidth, reached / read_bandwidth)
 
 
-def read_bandwidth(read_words: ReadWords, cpu: str, level: str, threads: int, fresh: bool = False) -> float:
+def read_bandwidth(
+    read_words: ReadWords, cpu: str, level: str, threads: int, fresh: bool = False
+) -> float:
     """Bytes per second that `threads` threads read from memory; from the cache unless `fresh` or not there yet.
 
     The cache is roofline.json in the cache folder, keyed by CPU model, level and threads. A file that is not ours to
@@ -55,7 +57,9 @@ def read_bandwidth(read_words: ReadWords, cpu: str, level: str, threads: int, fr
     if not fresh and key in known:
         return known[key]
     measured = measure(read_words, threads, working_set())
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs only the next measurement
+    with contextlib.suppress(
+        OSError
+    ):  # a cache that cannot be written costs only the next measurement
         _save(path, known | {key: measured})
     return measured
 

@@ -203,7 +203,8 @@ def _added_tokens(
     """Tokens matched in the text before any merging: those for parse_special, and those matched always."""
     from tokenizers import AddedToken
 
-    special, always = [], []
+    special: list[tokenizers.AddedToken] = []
+    always: list[tokenizers.AddedToken] = []
     plain_ends = ("<unk>", "<s>", "<|endoftext|>")
     for token, type_ in zip(vocabulary.tokens, vocabulary.types, strict=True):
         if type_ in _SPECIAL or type_ == TokenType.USER_DEFINED:

@@ -32,6 +32,11 @@ DOT_INLINE __m256i dot_broadcast(const char *x) {
     return _mm256_set1_epi32(four);
 }
 
+/* Keeps the compiler from reassociating integer sums: it would compute all products first, and spill them. */
+DOT_INLINE void dot_pin(vi16 *sum) {
+    __asm__("" : "+x"(sum->lo), "+x"(sum->hi));
+}
+
 /* sums[t] += codes * x, in int16: pairs of products of one block add up to 8 * 2 * 15 * 127 = 30480 at most. */
 DOT_INLINE void dot_add4(int mr, vi16 *sums, int first, __m256i lo, __m256i hi, const char *x, int64_t stride) {
 #pragma GCC unroll 8
@@ -40,6 +45,7 @@ DOT_INLINE void dot_add4(int mr, vi16 *sums, int first, __m256i lo, __m256i hi, 
         __m256i plo = _mm256_maddubs_epi16(lo, a), phi = _mm256_maddubs_epi16(hi, a);
         sums[t].lo = first ? plo : _mm256_add_epi16(sums[t].lo, plo);
         sums[t].hi = first ? phi : _mm256_add_epi16(sums[t].hi, phi);
+        dot_pin(&sums[t]);
     }
 }
 DOT_INLINE void dot_widen(int mr, vi16 *sums) {
@@ -75,6 +81,7 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
 
 /* VPMADDUBSW saturates with codes above 128, so the bytes are widened: codes in registers, into the even and the odd
  * ones of each four; activations beforehand, to [8 chunks][even 2, odd 2] int16. */
+#define DOT_SIGNED8 0
 #define DOT_BYTES8 64
 DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
     __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)q);
@@ -90,6 +97,7 @@ DOT_INLINE void dot_add8(int mr, vi16 *sums, int first, __m256i lo, __m256i hi, 
         __m256i plo = _mm256_madd_epi16(lo, a), phi = _mm256_madd_epi16(hi, a);
         sums[t].lo = first ? plo : _mm256_add_epi32(sums[t].lo, plo);
         sums[t].hi = first ? phi : _mm256_add_epi32(sums[t].hi, phi);
+        dot_pin(&sums[t]);
     }
 }
 DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {

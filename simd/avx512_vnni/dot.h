@@ -72,6 +72,7 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
 }
 
 /* Unsigned times signed is exact for every code: the activations are read as they are. */
+#define DOT_SIGNED8 0
 #define DOT_BYTES8 32
 DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
     memcpy(out, q, DOT_BYTES8);

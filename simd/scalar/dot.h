@@ -3,6 +3,7 @@
  *   nibbles  [4 chunks][16 rows][4] bytes, low nibble k = 4c + b, high nibble k = 16 + 4c + b
  *   codes4   [8 chunks][16 rows][4] bytes of 0..15
  *   codes8   [8 chunks][16 rows][4] bytes of 0..255
+ * A level with signed products may take codes8 as code - 128 (DOT_SIGNED8 1), and says so to the caller.
  * Activations are int8 in -127..127, token t's block at x + t * stride. dot[t * np + p] is panel p of token t. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
@@ -64,8 +65,10 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
         }
 }
 
-/* What dot_codes8 reads in place of a block of 32 int8: as many bytes, made by dot_prepare8. 32 bytes means the
- * block itself, and no preparation. */
+/* 1 where dot_codes8 takes a code as code - 128. */
+#define DOT_SIGNED8 0
+/* What dot_codes8 reads in place of a block of 32 int8: so many bytes, made by dot_prepare8. 32 means the block
+ * itself, and no preparation. */
 #define DOT_BYTES8 32
 DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
     memcpy(out, q, DOT_BYTES8);

@@ -7,6 +7,7 @@ import io
 import json
 
 import pytest
+
 from cpuinfer.cli.bench_spec import Case, Report, Result, cases, numbers, pairs, spread
 
 
@@ -25,7 +26,9 @@ def test_numbers(given: list[str], expected: list[int]) -> None:
     assert numbers("-p", given) == expected
 
 
-@pytest.mark.parametrize("given", ["", "a", "-1", "1,", "4-1", "0-8*2", "1-8*1", "1-8+0", "1.5", "0-99999999"])
+@pytest.mark.parametrize(
+    "given", ["", "a", "-1", "1,", "4-1", "0-8*2", "1-8*1", "1-8+0", "1.5", "0-99999999"]
+)
 def test_bad_numbers(given: str) -> None:
     with pytest.raises(ValueError, match="-p"):
         numbers("-p", [given])
@@ -81,7 +84,15 @@ def test_json_is_an_array_with_samples() -> None:
     first, second = json.loads(report("json"))
     assert first == second
     assert first["samples_ts"] == [12.345]
-    assert {"n_prompt", "n_gen", "n_depth", "n_threads", "avg_ts", "stddev_ts", "avg_ns"} <= first.keys()
+    assert {
+        "n_prompt",
+        "n_gen",
+        "n_depth",
+        "n_threads",
+        "avg_ts",
+        "stddev_ts",
+        "avg_ns",
+    } <= first.keys()
 
 
 def test_jsonl_csv_and_md() -> None:

@@ -35,7 +35,9 @@ def test_inspect(run: Run, tiny_model: Path) -> None:
     found = json.loads(run("inspect", tiny_model, "--json").stdout)
     assert found["metadata"]["llama.block_count"] == LAYERS
     assert found["metadata"]["tokenizer.ggml.tokens"]["count"] == len(vocabulary())
-    assert {"name": "output_norm.weight", "type": "F32", "shape": [64], "bytes": 256} in found["tensors"]
+    assert {"name": "output_norm.weight", "type": "F32", "shape": [64], "bytes": 256} in found[
+        "tensors"
+    ]
     text = run("inspect", tiny_model).stdout
     assert "llama.block_count" in text
     assert "blk.1.ffn_down.weight" in text
@@ -60,15 +62,36 @@ def test_pack_then_inspect_and_generate(run: Run, tiny_model: Path, tmp_path: Pa
     assert again.exit_code == 1
     assert "--force" in again.stderr
     assert run("pack", tiny_model, target, "--force").exit_code == 0
-    assert json.loads(run("inspect", target, "--json").stdout)["metadata"]["llama.block_count"] == LAYERS
+    assert (
+        json.loads(run("inspect", target, "--json").stdout)["metadata"]["llama.block_count"]
+        == LAYERS
+    )
     plain, mapped = (
-        json.loads(run("verify", path, "--json").stdout)["fingerprint"] for path in (tiny_model, target)
+        json.loads(run("verify", path, "--json").stdout)["fingerprint"]
+        for path in (tiny_model, target)
     )
     assert plain == mapped
 
 
 def test_bench_json_is_llama_benchs_array(run: Run, tiny_model: Path) -> None:
-    words = ("-m", tiny_model, "-p", "20,4", "-n", 3, "-pg", "4,2", "-d", "0,17", "-b", "1,3", "-ub", 8, "-r", 2)
+    words = (
+        "-m",
+        tiny_model,
+        "-p",
+        "20,4",
+        "-n",
+        3,
+        "-pg",
+        "4,2",
+        "-d",
+        "0,17",
+        "-b",
+        "1,3",
+        "-ub",
+        8,
+        "-r",
+        2,
+    )
     result = run("bench", *words, "-t", "1-2", "-o", "json")
     rows = json.loads(result.stdout)
     assert len(rows) == 4 * 2 * 2 * 2
@@ -77,7 +100,9 @@ def test_bench_json_is_llama_benchs_array(run: Run, tiny_model: Path) -> None:
     for row in rows:
         assert len(row["samples_ts"]) == len(row["samples_ns"]) == 2
         n = row["n_seqs"] * (row["n_prompt"] + row["n_gen"])
-        assert abs(row["samples_ts"][0] - 1e9 * n / row["samples_ns"][0]) < 1e-6 * row["samples_ts"][0]
+        assert (
+            abs(row["samples_ts"][0] - 1e9 * n / row["samples_ns"][0]) < 1e-6 * row["samples_ts"][0]
+        )
         assert (row["roofline_share"] is None) == (row["n_prompt"] > 0)
     assert {row["n_threads"] for row in rows} == {1, 2}
 

@@ -79,7 +79,9 @@ class Call:
     rope: NDArray[np.float32] | None = None
     kv: KV | None = None
 
-    def prepare(self, level: str, threads: int) -> tuple[Any, Any, Any, NDArray[np.uint8], list[Any]]:
+    def prepare(
+        self, level: str, threads: int
+    ) -> tuple[Any, Any, Any, NDArray[np.uint8], list[Any]]:
         """(library, program, batch, out, what must stay alive)."""
         library = isa.load(level)
         ffi = library.ffi
@@ -119,7 +121,12 @@ class Call:
         program.workspace = _pointer(ffi, workspace)
         batch = ffi.new("ci_batch *")
         indptr = np.array([0, self.rows], np.int32)
-        batch.n_tokens, batch.n_seqs, batch.n_rows, batch.block_stride = self.rows, 1, self.rows, table.size
+        batch.n_tokens, batch.n_seqs, batch.n_rows, batch.block_stride = (
+            self.rows,
+            1,
+            self.rows,
+            table.size,
+        )
         batch.positions = ffi.cast("int32_t *", positions.ctypes.data)
         batch.q_indptr = ffi.cast("int32_t *", indptr.ctypes.data)
         batch.block_tables = ffi.cast("int32_t *", table.ctypes.data)
@@ -155,7 +162,11 @@ def random_blocks(rng: np.random.Generator, type: WeightType, n: int, k: int) ->
     if type is WeightType.F16:
         return rng.normal(size=(n, k)).astype(np.float16).view(np.uint8)
     if type is WeightType.BF16:
-        return (rng.normal(size=(n, k)).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+        return (
+            (rng.normal(size=(n, k)).astype(np.float32).view(np.uint32) >> 16)
+            .astype(np.uint16)
+            .view(np.uint8)
+        )
     size, width = type.block
     blocks = rng.integers(0, 256, (n, k // size, width), dtype=np.uint8)
     spread = 74.0 if type is WeightType.Q8_0 else 4.6

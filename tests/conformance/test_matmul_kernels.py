@@ -60,7 +60,11 @@ def exact(x, weight):
     low = np.zeros((n, k // 32))
     if weight.type is WeightType.Q4_1:
         tiles = weight.data.reshape(-1, k // 64 + k // 32 % 2, 640)[..., 64:128].view(np.float16)
-        mins = tiles.reshape(len(tiles), -1, 2, 16).transpose(0, 3, 1, 2).reshape(-1, (k + 32) // 64 * 2)
+        mins = (
+            tiles.reshape(len(tiles), -1, 2, 16)
+            .transpose(0, 3, 1, 2)
+            .reshape(-1, (k + 32) // 64 * 2)
+        )
         low = mins[:n, : k // 32].astype(np.float64)
     size = np.zeros((len(x), n))
     for b in range(k // 32):
@@ -98,7 +102,9 @@ def test_many_tokens(type, level):
         assert matmul(x[row : row + 1], weight).run(level).tobytes() == whole[row].tobytes()
 
 
-@pytest.mark.parametrize("type", [WeightType.F32, WeightType.BF16, WeightType.Q8_0, WeightType.Q4_1])
+@pytest.mark.parametrize(
+    "type", [WeightType.F32, WeightType.BF16, WeightType.Q8_0, WeightType.Q4_1]
+)
 @pytest.mark.parametrize("level", LEVELS)
 def test_long_rows(type, level):
     """A K whose rows exceed the cache budget of a chunk."""
@@ -135,9 +141,7 @@ def test_swiglu_fused_equals_unfused(level, n, out_type, type):
     unfused = Call("swiglu", 14, n, n, halves, out_type=out_type).run(level)
     for m, threads in [(14, 1), (14, 3), (1, 2), (5, 1)]:
         x_rows, want = guarded(x[14 - m :]), unfused[14 - m :]
-        call = Call(
-            "matmul_swiglu", m, n, 96, [x_rows], [gate, up], type.activation, out_type
-        )
+        call = Call("matmul_swiglu", m, n, 96, [x_rows], [gate, up], type.activation, out_type)
         got = call.run(level, threads)
         used = n + n // 4 if out_type is Activation.Q8 else got.shape[1]
         assert got[:, :used].tobytes() == want[:, :used].tobytes(), (m, threads)
@@ -156,7 +160,8 @@ def test_qkv_rope_fused_equals_unfused(level, heads, kv_heads, head_dim, kv_type
     q_width, kv_width = heads * head_dim, kv_heads * head_dim
     x = rows_of(rng, m, k, types[0])
     weights = [
-        random_weight(rng, t, n, k) for t, n in zip(types, (q_width, kv_width, kv_width), strict=True)
+        random_weight(rng, t, n, k)
+        for t, n in zip(types, (q_width, kv_width, kv_width), strict=True)
     ]
     rope = rng.normal(size=(64, 2, head_dim)).astype(np.float32)
     place = (kv_type, kv_heads, head_dim, range(11, 11 + m), [3, 5, 1])
@@ -164,11 +169,28 @@ def test_qkv_rope_fused_equals_unfused(level, heads, kv_heads, head_dim, kv_type
     q, key, value = (matmul(x, w).run(level).view(np.float32) for w in weights)
     unfused = KV(*place)
     turned = [
-        Call("rope", m, a.shape[1], a.shape[1], [a], heads=h, head_dim=head_dim, rope=rope, kv=unfused).run(level)
+        Call(
+            "rope",
+            m,
+            a.shape[1],
+            a.shape[1],
+            [a],
+            heads=h,
+            head_dim=head_dim,
+            rope=rope,
+            kv=unfused,
+        ).run(level)
         for a, h in ((q, heads), (key, kv_heads))
     ]
     Call(
-        "kv_write", m, kv_width, kv_width, [turned[1], value], kv_heads=kv_heads, head_dim=head_dim, kv=unfused
+        "kv_write",
+        m,
+        kv_width,
+        kv_width,
+        [turned[1], value],
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        kv=unfused,
     ).run(level)
     assert unfused.data.any()
     for threads in (1, 2, 3):
@@ -195,7 +217,9 @@ def test_extreme_codes_are_exact(level):
     for type in QUANTISED:
         blocks = random_blocks(np.random.default_rng(9), type, n, k).reshape(n, 2, -1)
         header = 4 if type is WeightType.Q4_1 else 2
-        blocks[..., header:] = np.random.default_rng(10).choice([0, 255, 0x7F, 0x80], blocks[..., header:].shape)
+        blocks[..., header:] = np.random.default_rng(10).choice(
+            [0, 255, 0x7F, 0x80], blocks[..., header:].shape
+        )
         blocks[0, :, header:], blocks[1, :, header:] = 0x7F, 0x80
         blocks[2, :, header:], blocks[3, :, header:] = 0, 255
         blocks[..., :header] = np.array([1, 0][: header // 2], np.float16).view(np.uint8)
@@ -218,7 +242,9 @@ def test_hostile_scales(level, type):
     words = {WeightType.F32: np.float32, WeightType.BF16: np.uint32}.get(type, np.float16)
     special = np.array([np.inf, np.nan], np.float32)
     for row, value in enumerate(special):
-        as_type = (value.view(np.uint32) >> 16).astype(np.uint16) if words is np.uint32 else words(value)
+        as_type = (
+            (value.view(np.uint32) >> 16).astype(np.uint16) if words is np.uint32 else words(value)
+        )
         hostile[row, : as_type.nbytes] = as_type.reshape(1).view(np.uint8)
     tiny = np.uint32(5) if type is WeightType.F32 else np.uint16(5)
     hostile[2, : tiny.nbytes] = tiny.reshape(1).view(np.uint8)
@@ -248,7 +274,11 @@ def test_quantize_q8(level, n, rows):
     d = np.where(zero, np.float32(0), amax / np.float32(127))
     inverse = np.float32(127) / np.where(zero, np.float32(np.inf), amax)
     q = np.rint(blocks * inverse[..., None]).astype(np.int8)
-    want = [q.reshape(rows, -1).view(np.uint8), d.view(np.uint8), q.sum(2, dtype=np.int32).view(np.uint8)]
+    want = [
+        q.reshape(rows, -1).view(np.uint8),
+        d.view(np.uint8),
+        q.sum(2, dtype=np.int32).view(np.uint8),
+    ]
     for threads in (1, 3):
         got = call.run(level, threads)[:, : n + n // 4]
         assert got.tobytes() == np.concatenate(want, axis=1).tobytes()

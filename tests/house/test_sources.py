@@ -10,19 +10,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MOST_LINES = 450  # 400 is the aim; the rest is room for a review to finish
 
-INTRINSIC = re.compile(r"\b(_mm\d*_\w+|__m(128|256|512)\w*|v(add|mul|ld1|st1|fma|dot|get)q?_\w+|u?int8x16_t|float32x4_t)")
-ISA_NAME = re.compile(r"\b(avx2?|avx512\w*|avxvnni|neon\w*|sse\d?|amx|sve|immintrin|arm_neon)\b", re.IGNORECASE)
+INTRINSIC = re.compile(
+    r"\b(_mm\d*_\w+|__m(128|256|512)\w*|v(add|mul|ld1|st1|fma|dot|get)q?_\w+|u?int8x16_t|float32x4_t)"
+)
+ISA_NAME = re.compile(
+    r"\b(avx2?|avx512\w*|avxvnni|neon\w*|sse\d?|amx|sve|immintrin|arm_neon)\b", re.IGNORECASE
+)
 ISA_MACRO = re.compile(r"__(AVX\w*|SSE\w*|FMA|F16C|ARM_\w+|x86_64|aarch64)__")
-ALLOCATION = re.compile(r"\b(malloc|calloc|realloc|free|aligned_alloc|posix_memalign|mmap|alloca)\s*\(")
+ALLOCATION = re.compile(
+    r"\b(malloc|calloc|realloc|free|aligned_alloc|posix_memalign|mmap|alloca)\s*\("
+)
 PRINTING = re.compile(r"\b(printf|fprintf|puts|fputs|perror|abort|exit)\s*\(")
 THREADS = re.compile(r"\b(omp_\w+|pthread_\w+|ci_team\w*)|#\s*pragma\s+omp")
-MODEL = re.compile(r"\b(llama|qwen|mistral|gemma|smollm\w*|ci_op|ci_step|ci_batch|ci_program)\b", re.IGNORECASE)
+MODEL = re.compile(
+    r"\b(llama|qwen|mistral|gemma|smollm\w*|ci_op|ci_step|ci_batch|ci_program)\b", re.IGNORECASE
+)
 COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 KERNELS = sorted(p for p in (ROOT / "native").glob("*.[ch]") if not p.name.startswith("probe"))
 SIMD = sorted((ROOT / "simd").rglob("*.h"))
 DOCUMENTS = sorted(
-    p for pattern in ("*.md", "docs/**/*.md", ".ci/*", "benchmarks/**/*.md") for p in ROOT.glob(pattern)
+    p
+    for pattern in ("*.md", "docs/**/*.md", ".ci/*", "benchmarks/**/*.md")
+    for p in ROOT.glob(pattern)
 )
 PYTHON = sorted(
     p
@@ -82,7 +92,9 @@ def test_files_are_short(path: Path) -> None:
 def test_nothing_names_a_registry_or_a_machine(path: Path) -> None:
     if path == Path(__file__).resolve():
         return
-    place = re.compile(r"pypi\.org|pythonhosted|huggingface\.co|index-url|(?<![\w.~$}])/(home|work|root|Users)/\w")
+    place = re.compile(
+        r"pypi\.org|pythonhosted|huggingface\.co|index-url|(?<![\w.~$}])/(home|work|root|Users)/\w"
+    )
     assert not hits(place, path.read_text())
 
 
