@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from cpuinfer.config import SamplingParams
 from cpuinfer.engine.numerics import weights
 from cpuinfer.engine.random import random_bits
-from cpuinfer.engine.sampler import adjust, best, candidates, draw, logprobs, sample, top_ids, top_p_floor
+from cpuinfer.engine.sampler import (
+    adjust,
+    best,
+    candidates,
+    draw,
+    logprobs,
+    sample,
+    top_ids,
+    top_p_floor,
+)
 
 
 def spec_candidates(logits: NDArray[np.float32], params: SamplingParams) -> dict[int, int]:
