@@ -224,7 +224,7 @@ def test_prompts_equal_transformers(name: str, conversation: str, tools: list[An
     _compare(ALL[name], CONVERSATIONS[conversation], tools, tokens)
 
 
-# One joins a filtered generator, which transformers cannot print as JSON; two add text marked as safe HTML to plain
+# One joins a filtered generator, which transformers cannot print as JSON; the other adds text marked as safe HTML to plain
 # text, which transformers then escapes.
 _UNLIKE = {"llama-cpp-deepseek-r1", "meetkai-functionary-medium-v3.1"}
 
