@@ -18,11 +18,15 @@ from cpuinfer.graph.builder import Builder, Tensor
 from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.program import KVSpec, Program
 from cpuinfer.graph.rope import MAX_POSITIONS, inverse_frequencies, rope_table
-from cpuinfer.models.metadata import Metadata
+from cpuinfer.models.metadata import Metadata, short
 
 DEFAULT_POSITIONS = 8192
 """Positions made ready where the caller states none: the RoPE table's memory must not follow a file's claim."""
 
+MAX_HEAD_DIM = 256
+"""The largest head that every device's attention takes."""
+
+LAYOUT = "Meta AI original pth"
 ROPE_FACTORS = "rope_freqs.weight"
 
 KNOWN = frozenset(
@@ -87,8 +91,8 @@ class Config:
                 f"metadata llama.embedding_length = {width} is not a multiple of head_count = {heads}, "
                 "and attention.key_length does not give the head size"
             )
-        head_dim = m.integer("attention.key_length", 2, 1 << 10, width // heads)
-        value_dim = m.integer("attention.value_length", 1, 1 << 10, head_dim)
+        head_dim = m.integer("attention.key_length", 2, MAX_HEAD_DIM, width // heads)
+        value_dim = m.integer("attention.value_length", 1, MAX_HEAD_DIM, head_dim)
         rope_dims = m.integer("rope.dimension_count", 2, head_dim, head_dim - head_dim % 2)
         if value_dim != head_dim or head_dim % 2 or rope_dims % 2:
             raise ValueError(
@@ -117,9 +121,9 @@ class Config:
 def _rope_scale(m: Metadata) -> float:
     """The factor of linear RoPE scaling (Chen et al. 2023, arXiv:2306.15595), 1 where there is none."""
     scaling = m.values.get("llama.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
+    if not isinstance(scaling, str) or scaling not in ("none", "linear"):
         raise ValueError(
-            f"metadata llama.rope.scaling.type = {str(scaling)[:60]!r} is not supported; supported are "
+            f"metadata llama.rope.scaling.type = {short(scaling)} is not supported; supported are "
             f"none, linear, and llama3 as the tensor {ROPE_FACTORS}"
         )
     if scaling == "none" and m.has("rope.scaling.type"):
@@ -204,11 +208,13 @@ def _check_features(
     weight_types: Mapping[str, WeightType],
     rope_factors: NDArray[np.float32] | None,
 ) -> None:
-    if not metadata.get("llama.attention.causal", True):
-        raise ValueError("metadata llama.attention.causal = false is not supported")
-    if metadata.get("llama.tensor_data_layout", "Meta AI original pth") != "Meta AI original pth":
+    if metadata.get("llama.attention.causal", True) is not True:
+        raise ValueError("metadata llama.attention.causal must be true; others are not supported")
+    layout = metadata.get("llama.tensor_data_layout", LAYOUT)
+    if not isinstance(layout, str) or layout != LAYOUT:
         raise ValueError(
-            "metadata llama.tensor_data_layout is not supported; convert the model anew"
+            f"metadata llama.tensor_data_layout must be {LAYOUT!r} (pairs of RoPE adjacent); "
+            "convert the model anew"
         )
     if (ROPE_FACTORS in weight_types) != (rope_factors is not None):
         raise ValueError(

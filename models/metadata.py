@@ -45,7 +45,7 @@ class Metadata:
             key = name.removeprefix(prefix)
             if name.startswith(prefix) and key not in known and not _is_off(value):
                 raise ValueError(
-                    f"metadata {name} = {_short(value)}: this feature of {self.architecture} models is not "
+                    f"metadata {name} = {short(value)}: this feature of {self.architecture} models is not "
                     "supported; use a model without it"
                 )
 
@@ -59,14 +59,16 @@ class Metadata:
         return value
 
     def _error(self, key: str, value: object, wanted: str) -> ValueError:
-        return ValueError(f"metadata {self._name(key)} = {_short(value)}; it must be {wanted}")
+        return ValueError(f"metadata {self._name(key)} = {short(value)}; it must be {wanted}")
 
 
 def _is_off(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.size == 0
     return isinstance(value, (bool, int, float, str, list, tuple)) and not value
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """The value for an error message; a hostile file's may be long."""
     if isinstance(value, (bool, int, float, np.generic)):
         return str(value)

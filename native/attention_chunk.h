@@ -20,7 +20,7 @@ enum {
      * and lose as much again to scores and outputs that leave L1. */
     ATTENTION_ROWS = 48,
     ATTENTION_PAGES = ATTENTION_GROUP / CI_PAGE,
-    ATTENTION_MAX_SLICES = 16 /* head_dim <= 256 */
+    ATTENTION_SLICES = 16 /* of V, handed to a tile at once; at least 4 */
 };
 
 /* Softmax state of rows: maximum, sum and unnormalised output [rows][padded]. */
@@ -138,7 +138,7 @@ static void attend_scores(const ci_attend *at, int32_t start, int32_t keys, int3
 }
 
 /* The new maximum of one row from its first n keys of a group, scores scaled. What the row has so far is rescaled by
- * exp(old - new) unless that is 1 (same maximum) or there is nothing yet (first group of the chunk). */
+ * exp(old - max) unless that is 1 (same maximum) or there is nothing yet (first group of the chunk). */
 ATTENTION_INLINE void attend_maximum(const ci_attend *at, int32_t row, const int32_t n, const ci_partial *partial) {
     float *s = at->scores + row * ATTENTION_GROUP, *out = partial->out + (int64_t)row * at->padded;
     const float old = partial->max[row];
@@ -150,10 +150,10 @@ ATTENTION_INLINE void attend_maximum(const ci_attend *at, int32_t row, const int
         vf_store(s + i, x);
         top = vf_max(top, x);
     }
-    const float new = vf_hmax(top);
-    partial->max[row] = new;
-    if (new != old &&old != -INFINITY) {
-        const vf16 factor = vf_exp_nonpositive(vf_set1(old - new));
+    const float max = vf_hmax(top);
+    partial->max[row] = max;
+    if (max != old && old != -INFINITY) {
+        const vf16 factor = vf_exp_nonpositive(vf_set1(old - max));
         vf_store(at->lanes + row * VF_LANES, vf_mul(vf_load(at->lanes + row * VF_LANES), factor));
         for (int32_t d = 0; d < at->padded; d += VF_LANES)
             vf_store(out + d, vf_mul(vf_load(out + d), factor));
@@ -195,34 +195,37 @@ static void attend_softmax(const ci_attend *at, int32_t start, int32_t first, co
 static void attend_output(const ci_attend *at, int32_t start, int32_t row, int32_t rows, int32_t n, int32_t direct,
                           const ci_partial *partial) {
     const int32_t n_slices = at->padded / VF_LANES, itemsize = kv_itemsize(at->kv);
-    const char *columns[ATTENTION_MAX_SLICES];
+    float *const out = partial->out + (int64_t)row * at->padded;
+    const char *columns[ATTENTION_SLICES];
     ci_tile tile = {.a = at->scores + row * ATTENTION_GROUP,
                     .a_stride = ATTENTION_GROUP,
                     .b = columns,
-                    .c = partial->out + (int64_t)row * at->padded,
+                    .b_stride = direct ? at->head_dim : VF_LANES,
+                    .b_type = direct ? at->kv->type : CI_F32,
+                    .depth = n,
                     .c_stride = at->padded,
                     .accumulate = 1};
-    if (direct) {
-        tile.b_type = at->kv->type;
-        tile.b_stride = at->head_dim;
-        for (int32_t key = 0; key < n; key += CI_PAGE, tile.a += CI_PAGE) {
-            const char *v = kv_v(at->kv, at->layer, attend_page(at, start + key), at->kv_head, at->head_dim);
-            for (int32_t i = 0; i < n_slices; i++)
-                columns[i] = v + i * VF_LANES * itemsize;
-            tile.depth = attend_min(CI_PAGE, n - key);
-            tile_run(tile, rows, n_slices);
+    if (!direct) {
+        /* Few slices at a time over all rows, so that their part of V stays in L1. */
+        const int32_t step = ATTENTION_WIDTH(ATTENTION_MR);
+        for (int32_t first = 0; first < n_slices; first += step) {
+            for (int32_t i = first; i < attend_min(first + step, n_slices); i++)
+                columns[i - first] = (const char *)(at->v + i * ATTENTION_GROUP * VF_LANES);
+            tile.c = out + first * VF_LANES;
+            tile_run(tile, rows, attend_min(step, n_slices - first));
         }
         return;
     }
-    tile.b_type = CI_F32;
-    tile.b_stride = VF_LANES;
-    tile.depth = n;
-    for (int32_t i = 0; i < n_slices; i++)
-        columns[i] = (const char *)(at->v + i * ATTENTION_GROUP * VF_LANES);
-    /* Few slices at a time over all rows, so that their part of V stays in L1. */
-    const int32_t step = ATTENTION_WIDTH(ATTENTION_MR);
-    for (int32_t i = 0; i < n_slices; i += step, tile.b += step, tile.c += step * VF_LANES)
-        tile_run(tile, rows, attend_min(step, n_slices - i));
+    for (int32_t key = 0; key < n; key += CI_PAGE, tile.a += CI_PAGE) {
+        const char *v = kv_v(at->kv, at->layer, attend_page(at, start + key), at->kv_head, at->head_dim);
+        tile.depth = attend_min(CI_PAGE, n - key);
+        for (int32_t first = 0; first < n_slices; first += ATTENTION_SLICES) {
+            for (int32_t i = first; i < attend_min(first + ATTENTION_SLICES, n_slices); i++)
+                columns[i - first] = v + i * VF_LANES * itemsize;
+            tile.c = out + first * VF_LANES;
+            tile_run(tile, rows, attend_min(ATTENTION_SLICES, n_slices - first));
+        }
+    }
 }
 
 /* Keys start .. start+ATTENTION_GROUP-1, as far as the queries see them. */
@@ -261,14 +264,14 @@ static void attend_chunk(const ci_attend *at, int32_t chunk, const ci_partial *p
 
 /* One row of `into` takes in the same row of the next chunk. */
 static void attend_merge(const ci_partial *into, const ci_partial *next, int64_t row, int32_t padded) {
-    const float old = into->max[row], other = next->max[row], new = other > old ? other : old;
-    const vf16 keep = vf_exp_nonpositive(vf_set1(old - new)), take = vf_exp_nonpositive(vf_set1(other - new));
+    const float old = into->max[row], other = next->max[row], max = other > old ? other : old;
+    const vf16 keep = vf_exp_nonpositive(vf_set1(old - max)), take = vf_exp_nonpositive(vf_set1(other - max));
     const vf16 sum = vf_fma(vf_set1(into->sum[row]), keep, vf_mul(vf_set1(next->sum[row]), take));
     float *to = into->out + row * padded;
     const float *from = next->out + row * padded;
     for (int32_t d = 0; d < padded; d += VF_LANES)
         vf_store(to + d, vf_fma(vf_load(to + d), keep, vf_mul(vf_load(from + d), take)));
-    into->max[row] = new;
+    into->max[row] = max;
     vf_store_n(into->sum + row, sum, 1);
 }
 #endif

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,10 +97,10 @@ def parse_cpu_list(text: str) -> frozenset[int]:
     """The processors of a list such as "0-3,8"; empty for text that is none."""
     found: set[int] = set()
     for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        ends = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", part)
+        if ends is None:
             return frozenset()
-        found.update(range(int(first), int(last or first) + 1))
+        found.update(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
     return frozenset(found)
 
 

@@ -26,6 +26,7 @@ SHAPES = [
     (6, 2, 48),
     (2, 1, 128),
     (2, 2, 256),
+    (1, 1, 320),
     (3, 3, 10),
 ]
 Past = tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]

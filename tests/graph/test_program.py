@@ -116,6 +116,9 @@ def test_bytes_and_operations_of_a_matmul() -> None:
     weight = 64 // 16 * (128 // 64) * 1088
     assert spec_of(op).bytes(op, p, size) == weight + 3 * 4 * (128 + 64)
     assert spec_of(op).operations(op, p, size) == 2 * 3 * 64 * 128
+    lowered = optimise(p)
+    fused = next(op for op in lowered.ops if op.label == "blk.0.ffn_down")
+    assert spec_of(fused).operations(fused, lowered, size) == 3 * 64 * (2 * 128 + 1)
 
 
 def test_bytes_of_gathers_and_pages() -> None:

@@ -26,30 +26,42 @@ def build(types: dict[str, WeightType] = TYPES, /, **changes: Any) -> Any:
 
 
 WRONG = {
-    "attention__head_count": [0, -1, 3, 1 << 20, 2.0, "4", True, [4, 4], None, math.nan],
+    "attention__head_count": [
+        0,
+        -1,
+        3,
+        1 << 20,
+        2.0,
+        "4",
+        True,
+        [4, 4],
+        np.array([4, 4]),
+        None,
+        math.nan,
+    ],
     "attention__head_count_kv": [0, -1, 3, 8, "2", [2, 2], 1 << 40],
-    "attention__key_length": [0, 15, 1 << 20, "16"],
+    "attention__key_length": [0, 15, 258, 1 << 20, "16"],
     "attention__value_length": [0, 32, "16"],
     "attention__layer_norm_rms_epsilon": [None, -1e-5, math.nan, math.inf, "x", 2.0],
     "attention__scale": [-1.0, math.nan, 1e9],
     "attention__sliding_window": [32, -1, "64"],
-    "attention__causal": [False],
+    "attention__causal": [False, np.ones(2, bool)],
     "attention__clamp_kqv": [8.0],
     "attention__logit_softcapping": [30.0],
     "block_count": [0, -1, 3, 1 << 30, "2", None],
     "context_length": [0, -5, 63, "512", None],
-    "embedding_length": [0, -64, 66, 1 << 40, 64.0, None],
+    "embedding_length": [0, -64, 66, 2048, 1 << 40, 64.0, None],
     "expert_count": [8],
     "expert_used_count": [2],
     "feed_forward_length": [0, -1, 1 << 40, None, [128, 128]],
     "rope__dimension_count": [0, 3, 17, 32, "16"],
     "rope__freq_base": [0.0, -1.0, math.nan, math.inf, 1e300, "x"],
-    "rope__scaling__type": ["yarn", "longrope", 7],
+    "rope__scaling__type": ["yarn", "longrope", 7, np.arange(3)],
     "rope__scaling__factor": [-2.0, math.nan, 1e12, "2"],
     "rope__scaling__attn_factor": [1.5],
-    "tensor_data_layout": ["Meta AI original pth v2"],
+    "tensor_data_layout": ["Meta AI original pth v2", np.arange(3)],
     "vocab_size": [0, -1, 1 << 40, None, "97"],
-    "some_new_feature": [1, "on", [3]],
+    "some_new_feature": [1, "on", [3], np.arange(3), np.zeros(1)],
 }
 
 
@@ -57,7 +69,9 @@ WRONG = {
     ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
 )
 def test_wrong_metadata_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=r"llama|sliding|tensor|positions|heads|token") as error:
+    with pytest.raises(
+        ValueError, match=r"metadata llama\.|heads of|positions asked|no tensor blk\.2"
+    ) as error:
         build(**{key: value})
     assert len(str(error.value)) < 400
 
@@ -94,7 +108,7 @@ def test_norms_must_be_f32() -> None:
 def test_off_features_and_known_extras_pass() -> None:
     build(expert_count=0, some_flag=False, attention__sliding_window=64, attention__causal=True)
     build(rope__scaling__type="none", rope__scaling__factor=4.0)
-    build(rope__dimension_count=None, attention__head_count_kv=None or 2)
+    build(rope__dimension_count=None, attention__head_count_kv=2)
 
 
 def test_tied_and_untied_outputs() -> None:

@@ -1,0 +1,98 @@
+"""Choosing and loading an ISA level."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpuinfer.machine import isa
+
+
+def has_native() -> bool:
+    try:
+        isa.native_folder()
+    except ValueError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_native(), reason="no native library is installed")
+
+RUNNABLE = [level.name for level in isa.levels() if level.runnable] if has_native() else []
+
+
+def test_levels_need_what_their_bases_need() -> None:
+    by_name = {level.name: level for level in isa.levels()}
+    assert isa.levels()[0].name == "scalar"
+    for level in isa.levels():
+        assert set(by_name["scalar"].features) <= set(level.features)
+        assert level.runnable == (not level.why_not)
+        assert set(level.missing) <= set(level.features) - isa.processor_features()
+
+
+def test_the_best_level_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(isa.ENVIRONMENT, raising=False)
+    assert isa.choose().name == RUNNABLE[-1]
+    monkeypatch.setenv(isa.ENVIRONMENT, "")
+    assert isa.choose().name == RUNNABLE[-1]
+
+
+def test_environment_and_argument_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(isa.ENVIRONMENT, "scalar")
+    assert isa.choose().name == "scalar"
+    assert isa.choose(RUNNABLE[-1]).name == RUNNABLE[-1]
+
+
+def test_an_unknown_level_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(isa.ENVIRONMENT, "AVX9")
+    with pytest.raises(ValueError, match=r"CPUINFER_ISA: unknown level 'AVX9'.*scalar"):
+        isa.choose()
+
+
+def test_a_level_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = (
+        isa.Level("scalar", ("x",), (), Path("there")),
+        isa.Level("fast", ("x", "warp"), ("warp",), Path("there")),
+        isa.Level("absent", ("x",), (), None),
+    )
+    monkeypatch.setattr(isa, "levels", lambda: levels)
+    with pytest.raises(ValueError, match=r"isa: level 'fast' cannot run.*lacks warp.*run: scalar"):
+        isa.choose("fast")
+    with pytest.raises(ValueError, match=r"'absent' cannot run: its library was not built"):
+        isa.choose("absent")
+    monkeypatch.setattr(isa, "levels", lambda: levels[1:])
+    with pytest.raises(ValueError, match=r"no ISA level runs.*fast: .*warp.*absent: "):
+        isa.choose()
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_library_knows_its_level_and_headers(name: str) -> None:
+    library = isa.load(name)
+    assert library.ffi.string(library.lib.ci_level()).decode() == name
+    headers = library.build_map()
+    assert headers["vmath.h"] == "scalar"
+    assert headers["vec.h"] in (name, "avx2", "neon", "avx512", "scalar")
+    assert isa.load(name) is library
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("n", [0, 1, 5, 4096, 4099])
+def test_read_words_reads_each_word_once(name: str, n: int) -> None:
+    words = np.random.default_rng(n).integers(0, 2**64, n + 1, np.uint64)
+    expected = 3 * sum(int(word) for word in words[:n]) % 2**64
+    for threads in (1, 3):
+        assert isa.load(name).read_words(words.ctypes.data, n, threads, 3) == expected
+
+
+def test_a_process_that_used_threads_ends_well() -> None:
+    program = (
+        "from cpuinfer.machine import isa; import numpy as np; w = np.ones(4096, np.uint64);"
+        "print(isa.load().read_words(w.ctypes.data, 4096, 2, 1))"
+    )
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "4096\n"), done.stderr
