@@ -33,6 +33,10 @@ DOT_INLINE int32_t tile_bytes(form f) {
     return header_bytes(f) + 2 * code_bytes(f);
 }
 
+/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
+ * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
+enum { AHEAD = 2048 };
+
 /* Where a tile stands: at a block of every token, and of panel 0. */
 typedef struct place {
     dot_rows q, d, s;       /* the tokens' int8 values, scales, sums */
@@ -44,8 +48,11 @@ typedef struct place {
 DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t panel_bytes, const place *at, vf16 *acc) {
     const uint8_t *codes[CI_MAX_NP];
     vi16 dot[CI_MAX_MR * CI_MAX_NP];
-    for (int p = 0; p < np; p++)
+    for (int p = 0; p < np; p++) {
         codes[p] = at->codes + p * panel_bytes;
+        for (int32_t i = 0; f.codes != CODES4 && i < tile_bytes(f) / 2; i += 64)
+            __builtin_prefetch(codes[p] + AHEAD + i);
+    }
     if (f.codes == CODES8)
         dot_codes8(mr, np, dot, codes, at->q);
     else if (f.codes == CODES4)
