@@ -1,7 +1,4 @@
-"""What a caller may choose: sampling of one request, and the engine's resources.
-
-Checked when constructed.
-"""
+"""What a caller may choose: how a request is sampled, and what an engine may use."""
 
 from __future__ import annotations
 
@@ -13,19 +10,12 @@ from types import MappingProxyType
 from cpuinfer.graph.dtypes import KVType
 
 GREEDY_BELOW = 1e-5
-"""A temperature below this is greedy, as in vLLM: dividing logits by less gains nothing and may
-overflow.
-"""
+"""A temperature below this is greedy, as in vLLM: it gains nothing and may overflow."""
 DEFAULT_MAX_TOKENS = 2048
-"""Most tokens generated where max_tokens is None.
-
-Fewer where the context or the KV pages end before.
-"""
+"""Most tokens generated where max_tokens is None; fewer where context or KV pages end before."""
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
-"""KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, and always one full
-context.
-"""
+"""KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, one in any case."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +23,21 @@ class SamplingParams:
     """How one request is sampled and when it ends; names and meaning are vLLM's.
 
     max_tokens: most tokens to generate; None is what fits, at most DEFAULT_MAX_TOKENS.
-    min_tokens: end-of-generation and stop tokens cannot be drawn before, and stop strings are
-    looked for only in the
-        text of later tokens.
+    min_tokens: tokens that end the text cannot be drawn before so many are generated, and stop
+        strings are looked for only in the text of later tokens.
     temperature: 0 is greedy (the lowest id wins a tie).
     top_k (0 or -1: off), typical_p, top_p, min_p: filters, applied in this order, each to what the
-    one before left.
-    repetition_penalty: over prompt and output; presence_penalty, frequency_penalty: over output.
+        one before left.
+    repetition_penalty: over prompt and output, 0.01 to 100.
+    presence_penalty, frequency_penalty: over the output, -2 to 2.
     logit_bias: token id to a number in [-100, 100] added to its logit.
-    seed: 0 <= seed < 2**64; None takes one from the operating system (RequestOutput.seed says
-    which).
-    stop: string or strings that end the text, left out of it unless include_stop_str_in_output.
-    stop_token_ids: tokens that end the text besides the model's own; ignore_eos: the model's own do
-    not.
-    logprobs, prompt_logprobs: how many of the most likely tokens to report at each position,
-    besides the token itself;
-        log-probabilities are those of the model, before penalties, bias, temperature and filters.
+    seed: 0 <= seed < 2**64; None takes one from the system (RequestOutput.seed says which).
+    stop: string or strings that end the text, left out unless include_stop_str_in_output.
+    stop_token_ids: tokens that end the text besides the model's own.
+    ignore_eos: the model's own end tokens do not end the text.
+    logprobs, prompt_logprobs: how many of the most likely tokens to report at each position besides
+        the token itself, with the model's log-probabilities: those before penalties, bias,
+        temperature and filters.
     skip_special_tokens: leave special tokens out of the text.
     n: completions of the prompt.
 
@@ -85,9 +74,9 @@ class SamplingParams:
         _integer("top_k", self.top_k, -1)
         _number("temperature", self.temperature, 0.0, math.inf)
         _number("min_p", self.min_p, 0.0, 1.0)
-        for name in ("top_p", "typical_p", "repetition_penalty"):
-            high = math.inf if name == "repetition_penalty" else 1.0
-            _number(name, getattr(self, name), 0.0, high, above=True)
+        for name in ("top_p", "typical_p"):
+            _number(name, getattr(self, name), 0.0, 1.0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         for name in ("presence_penalty", "frequency_penalty"):
             _number(name, getattr(self, name), -2.0, 2.0)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
@@ -127,14 +116,15 @@ class SamplingParams:
 class EngineConfig:
     """What an engine may use.
 
-    threads: None takes what the machine gives this process. device: "native" or "reference". isa:
-    None takes the best.
-    kv_type: "f16", "bf16" or "f32". kv_memory_bytes: KV pages of all sequences together; the memory
-    is touched only
-        when used; None: DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and always one
-        full context.
+    threads: None takes what the machine gives this process.
+    device: "native" or "reference".
+    isa: level of the native kernels; None takes the best.
+    kv_type: "f16", "bf16" or "f32".
+    kv_memory_bytes: KV pages of all sequences together, touched only when used; None takes
+        DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and one full context in any case.
     max_context: most tokens of a sequence, prompt and completion; None: the model's, at most 8192.
-    token_budget: most tokens in a step. max_sequences: most sequences in flight.
+    token_budget: most tokens in a step.
+    max_sequences: most sequences in flight; further ones wait.
 
     Raises ValueError for a value outside its range.
     """
@@ -161,9 +151,7 @@ class EngineConfig:
 
     @property
     def max_rows(self) -> int:
-        """Most rows of logits in a step: one for every sequence, and enough for prompts whose
-        logits are all wanted.
-        """
+        """Most rows of logits in a step: one a sequence, and 32 for prompts that want all."""
         return min(self.token_budget, max(32, self.max_sequences))
 
     def pages(self, context: int, page_tokens: int, page_bytes: int) -> int:
@@ -177,8 +165,8 @@ class EngineConfig:
             return max(one_context, min(contexts, DEFAULT_KV_BYTES // page_bytes))
         if self.kv_memory_bytes < page_bytes:
             raise ValueError(
-                f"kv_memory_bytes: {self.kv_memory_bytes} does not hold one page of {page_tokens} tokens"
-                f" ({page_bytes} bytes for this model)"
+                f"kv_memory_bytes: {self.kv_memory_bytes} does not hold one page of"
+                f" {page_tokens} tokens ({page_bytes} bytes for this model)"
             )
         return min(self.kv_memory_bytes // page_bytes, self.max_sequences * one_context)
 
@@ -193,8 +181,13 @@ def _integer(name: str, value: object, low: int, *, optional: bool = False) -> N
 
 def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
     """Check that low <= value <= high (low < value if `above`) and that value is finite."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and math.isfinite(value) and low <= value <= high and not (above and value == low):  # type: ignore[arg-type,operator]
+    if (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+        and not (above and value == low)
+    ):
         return
     to = "" if high == math.inf else f" and <= {high:g}"
     raise ValueError(

@@ -67,6 +67,11 @@ class LLM:
             max_positions=config.max_context,
             rope_factors=None if factors is None else factors.data.view(np.float32),
         )
+        if self.tokenizer.vocab_size != self.program.vocab_size:
+            raise ValueError(
+                f"{model}: the tokenizer has {self.tokenizer.vocab_size} tokens, the model"
+                f" {self.program.vocab_size}; the file is damaged"
+            )
         kv_type = KVType(config.kv_type)
         context = self.program.max_positions
         pages = config.pages(context, PAGE_TOKENS, page_bytes(self.program.kv, kv_type))

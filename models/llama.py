@@ -23,6 +23,9 @@ from cpuinfer.models.metadata import Metadata, short
 DEFAULT_POSITIONS = 8192
 """Positions made ready where the caller states none: the RoPE table's memory must not follow a file's claim."""
 
+MAX_HEAD_DIM = 256
+"""The largest head that every device's attention takes."""
+
 LAYOUT = "Meta AI original pth"
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -88,8 +91,8 @@ class Config:
                 f"metadata llama.embedding_length = {width} is not a multiple of head_count = {heads}, "
                 "and attention.key_length does not give the head size"
             )
-        head_dim = m.integer("attention.key_length", 2, 1 << 10, width // heads)
-        value_dim = m.integer("attention.value_length", 1, 1 << 10, head_dim)
+        head_dim = m.integer("attention.key_length", 2, MAX_HEAD_DIM, width // heads)
+        value_dim = m.integer("attention.value_length", 1, MAX_HEAD_DIM, head_dim)
         rope_dims = m.integer("rope.dimension_count", 2, head_dim, head_dim - head_dim % 2)
         if value_dim != head_dim or head_dim % 2 or rope_dims % 2:
             raise ValueError(

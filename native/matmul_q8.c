@@ -33,31 +33,36 @@ DOT_INLINE int32_t tile_bytes(form f) {
     return header_bytes(f) + 2 * code_bytes(f);
 }
 
-/* Add one block to acc[mr][np]. scales: panel 0's f16 scales of the block; codes: its codes. */
-DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_tile *tile, int32_t block,
-                          const uint16_t *scales, const uint8_t *codes, vf16 *acc) {
-    const uint8_t *panel_codes[CI_MAX_NP];
+/* Where a tile stands: at a block of every token, and of panel 0. */
+typedef struct place {
+    dot_rows q, d, s;       /* the tokens' int8 values, scales, sums */
+    const uint16_t *scales; /* the panel's f16 scales; its mins HALVES further */
+    const uint8_t *codes;
+} place;
+
+/* Add one block to acc[mr][np]. */
+DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t panel_bytes, const place *at, vf16 *acc) {
+    const uint8_t *codes[CI_MAX_NP];
     vi16 dot[CI_MAX_MR * CI_MAX_NP];
     for (int p = 0; p < np; p++)
-        panel_codes[p] = codes + p * tile->panel_bytes;
+        codes[p] = at->codes + p * panel_bytes;
     if (f.codes == CODES8)
-        dot_codes8(mr, np, dot, panel_codes, tile->prepared + (int64_t)block * DOT_BYTES8, tile->prepared_stride);
+        dot_codes8(mr, np, dot, codes, at->q);
     else if (f.codes == CODES4)
-        dot_codes4(mr, np, dot, panel_codes, tile->x + (int64_t)block * 32, tile->x_stride);
+        dot_codes4(mr, np, dot, codes, at->q);
     else
-        dot_nibbles(mr, np, dot, panel_codes, tile->x + (int64_t)block * 32, tile->x_stride);
-    const char *d_at = tile->x + tile->k + (int64_t)block * 4, *s_at = d_at + tile->k / 32 * 4;
+        dot_nibbles(mr, np, dot, codes, at->q);
 #pragma GCC unroll 4
     for (int p = 0; p < np; p++) {
-        const uint16_t *halves = scales + p * (tile->panel_bytes / 2);
-        vf16 w_scale = vf_load_f16(halves), w_min = f.mins ? vf_load_f16(halves + HALVES) : vf_zero();
+        const uint16_t *scales = at->scales + p * (panel_bytes / 2);
+        vf16 w_scale = vf_load_f16(scales), w_min = f.mins ? vf_load_f16(scales + HALVES) : vf_zero();
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             int i = t * np + p;
             float d;
             int32_t s;
-            memcpy(&d, d_at + t * tile->x_stride, sizeof d);
-            memcpy(&s, s_at + t * tile->x_stride, sizeof s);
+            memcpy(&d, dot_row(at->d, t), sizeof d);
+            memcpy(&s, dot_row(at->s, t), sizeof s);
             vi16 exact = f.offset_bits ? vi_sub(dot[i], vi_mul_pow2(vi_set1(s), f.offset_bits)) : dot[i];
             acc[i] = vf_fma(vi_to_float(exact), vf_mul(w_scale, vf_set1(d)), acc[i]);
             if (f.mins)
@@ -73,14 +78,23 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         acc[i] = vf_zero();
-    const uint8_t *panel = tile->panel;
-    for (int32_t block = 0; block < tile->k / 32; panel += tile_bytes(f)) {
-        const uint16_t *scales = (const uint16_t *)(const void *)panel;
-        const uint8_t *codes = panel + header_bytes(f);
-        const int32_t end = block + 2 < tile->k / 32 ? block + 2 : tile->k / 32;
-#pragma GCC unroll 1
-        for (; block < end; block++, scales += CI_ROWS, codes += code_bytes(f))
-            add_block(mr, np, f, tile, block, scales, codes, acc);
+    const int32_t blocks = tile->k / 32;
+    const int64_t panel_bytes = tile->panel_bytes;
+    const char *scales = tile->x + tile->k;
+    place at = {
+        .q = dot_rows_at(tile->x, tile->x_stride),
+        .d = dot_rows_at(scales, tile->x_stride),
+        .s = dot_rows_at(scales + blocks * 4, tile->x_stride),
+        .scales = (const uint16_t *)(const void *)tile->panel,
+        .codes = tile->panel + header_bytes(f),
+    };
+    for (int32_t block = 0; block < blocks; block++) {
+        add_block(mr, np, f, panel_bytes, &at, acc);
+        at.q = dot_rows_next(at.q, 32);
+        at.d = dot_rows_next(at.d, 4);
+        at.s = dot_rows_next(at.s, 4);
+        at.codes += code_bytes(f) + block % 2 * header_bytes(f);
+        at.scales += block % 2 ? tile_bytes(f) / 2 - CI_ROWS : CI_ROWS;
     }
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
@@ -109,14 +123,6 @@ static int64_t no_bytes(int32_t k) {
     (void)k;
     return 0;
 }
-static int64_t prepared_bytes8(int32_t k) {
-    return DOT_BYTES8 == 32 ? 0 : (int64_t)k / 32 * DOT_BYTES8;
-}
-static void prepare8(char *out, const char *row, int32_t k) {
-    for (int32_t block = 0; block < k / 32; block++)
-        dot_prepare8(out + (int64_t)block * DOT_BYTES8, (const int8_t *)row + (int64_t)block * 32);
-}
-
 #define IN_TABLE(name, mr, np) ((mr) <= DOT_MR && (np) <= DOT_NP ? name##_##mr##x##np : NULL)
 
 /* clang-format off */
@@ -176,8 +182,7 @@ const ci_format ci_q8_0_format = {
     .np = DOT_NP,
     .panel_bytes = q8_0_bytes,
     .tiles = &q8_0_tiles,
-    .prepared_bytes = prepared_bytes8,
-    .prepare = prepare8,
+    .prepared_bytes = no_bytes,
 };
 const ci_format ci_q4_0_format = {
     .type = CI_Q4_0,

@@ -13,8 +13,7 @@ DEVICES = ("native", "reference")
 def create_device(name: str, threads: int | None = None, isa: str | None = None) -> Device:
     """The device of that name; imports only that one.
 
-    Raises ValueError for an unknown name, and for threads or an ISA given to a device which has
-    none.
+    Raises ValueError for an unknown name, and for an ISA given to a device that has no levels.
     """
     if name == "native":
         from cpuinfer.devices.native import NativeDevice

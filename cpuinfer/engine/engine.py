@@ -16,9 +16,7 @@ from cpuinfer.engine.sequence import Request, Sequence, TokenLogprobs
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a chunk's rows of logits gave: log-probabilities of prompt tokens, and perhaps the next
-    token.
-    """
+    """What a chunk's rows gave: log-probabilities of prompt tokens, perhaps the next token."""
 
     prompt_logprobs: list[TokenLogprobs]
     token: int | None = None

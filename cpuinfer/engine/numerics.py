@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 WEIGHT_BITS = 44
-"""A weight is an integer, 2**44 for the most likely token.
-
-With at most 2**19 tokens a sum stays below 2**63.
-"""
-MAX_VOCAB = 1 << 19
+"""A weight is an integer, 2**44 for the most likely token."""
+MAX_VOCAB = 1 << 18
+"""Most tokens whose weights are summed: the sum stays within 2**62, exact in 64 bits."""
 
 _STEPS = 64  # table entries per octave: the polynomial's argument stays below ln(2)/128
 _OCTAVES = WEIGHT_BITS + 1  # further down every weight rounds to 0
@@ -42,9 +40,9 @@ _TAYLOR = (1 / 24, -1 / 6, 1 / 2, -1.0, 1.0)
 
 
 def weights(values: NDArray[np.float32], top: float, temperature: float) -> NDArray[np.int64]:
-    """round(2**44 * exp((values - top) / temperature)), i64 [n], for values [n] <= top; within 1 +
-    2**-41 relative.
+    """round(2**44 * exp((values - top) / temperature)), i64 [n], for values [n] <= top.
 
+    The error is at most 1, and 2**-41 of the result where the temperature is at least 1e-5.
     A value 31 temperatures below the top has weight 0: it would be drawn once in 2**44 times.
     """
     out = np.empty(values.shape[0], np.int64)
@@ -68,11 +66,9 @@ def weights(values: NDArray[np.float32], top: float, temperature: float) -> NDAr
 
 
 def log(x: float) -> float:
-    """Natural logarithm of a positive finite number, within 2 units in the last place of max(1,
-    |log x|).
+    """Natural logarithm of a positive finite number; the error is at most 2**-51 max(1, |log x|).
 
-    log(m * 2**e) = e log 2 + 2 atanh((m - 1) / (m + 1)) with sqrt(1/2) <= m < sqrt(2), atanh by its
-    series.
+    log(m * 2**e) = e log 2 + 2 atanh((m - 1) / (m + 1)), sqrt(1/2) <= m < sqrt(2); series of atanh.
     """
     mantissa, exponent = math.frexp(x)
     if mantissa < 0.7071067811865476:
@@ -85,15 +81,11 @@ def log(x: float) -> float:
 
 
 def log_total(total: int) -> float:
-    """log(total / 2**44): what turns a sum of weights into the log-sum-exp relative to the top
-    value.
-    """
+    """log(total / 2**44): of a sum of weights, the log-sum-exp relative to the top value."""
     return log(math.ldexp(total, -WEIGHT_BITS))
 
 
 def portion(p: float, total: int) -> int:
-    """The least integer >= p * total, exactly: for integers, w >= p * total is w >= portion(p,
-    total).
-    """
+    """The least integer that is at least p * total, exactly."""
     numerator, denominator = p.as_integer_ratio()
     return -(-numerator * total // denominator)

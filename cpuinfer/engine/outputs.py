@@ -92,11 +92,12 @@ class Logprob:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One completion. token_ids include the token that ended it; text leaves it out.
+    """One completion.
 
-    logprobs: for each token the reported ones by id (None if not asked for); cumulative_logprob:
-    their sum over token_ids. finish_reason: "stop", "length" or "abort"; stop_reason: the stop
-    string or stop token id which ended it, None for the model's own end.
+    token_ids include the token that ended it; text leaves it out. logprobs: for each token the
+    reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids.
+    finish_reason: "stop", "length" or "abort". stop_reason: the stop string or stop token id that
+    ended it; None for the model's own end.
     """
 
     index: int
@@ -128,9 +129,9 @@ class Timings:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """A finished request. prompt is None where token ids were given; prompt_logprobs[0] is None
-    (nothing before it).
+    """A finished request.
 
+    prompt is None where token ids were given. prompt_logprobs[0] is None: nothing comes before it.
     seed is the one used: with it, the same prompt and parameters give the same completions.
     """
 
@@ -145,9 +146,7 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a stream adds: text (perhaps none yet), the tokens of this step, and, in the last, why
-    it ended.
-    """
+    """What a stream adds: text (perhaps none yet) and tokens; in the last, why it ended."""
 
     text: str
     token_ids: list[int]

@@ -27,8 +27,6 @@ def philox4x32(
 
 
 def random_bits(seed: int, choice: int, position: int) -> int:
-    """64 uniform bits for the token at `position` of completion `choice` (both < 2**32) under a
-    64-bit seed.
-    """
+    """64 uniform bits for the token at `position` of completion `choice`, both < 2**32."""
     low, high, _, _ = philox4x32((position, choice, 0, 0), (seed & _MASK, seed >> 32))
     return high << 32 | low

@@ -29,9 +29,7 @@ _GROUPS = 16  # top-k looks at 1/16 of the logits: maxima of groups of 16
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token's natural log-probability and its rank (1: the most likely) in the model's own
-    distribution.
-    """
+    """A token's natural log-probability and rank (1: the most likely) by the model itself."""
 
     token: int
     logprob: float
@@ -45,8 +43,7 @@ def adjust(
     n_prompt: int,
     end_ids: Iterable[int],
 ) -> Logits:
-    """Logits [V] after penalties, bias and the mask of min_tokens; the argument itself where
-    nothing applies.
+    """Logits [V] after penalties, bias and mask; the argument itself where nothing applies.
 
     tokens: n_prompt of the prompt, then the generated. end_ids: tokens that would end the
     completion, masked until min_tokens have been generated.
@@ -87,17 +84,13 @@ def best(logits: Logits) -> int:
 
 
 def top_ids(logits: Logits, k: int) -> Ids:
-    """Ascending ids of the k largest logits and of all equals of the k-th.
-
-    Of all where k is not 1 .. V-1.
-    """
+    """Ascending ids of the k largest logits and all equals of the k-th; all ids for other k."""
     size = logits.shape[0]
     if not 0 < k < size:
         return np.arange(size)
     columns = size // _GROUPS
     if k <= columns // 4:
-        # k columns have a maximum of at least `floor`, so at least k logits have, and only those
-        # can be in the top k.
+        # k columns have maxima of at least `floor`, so k logits do: no lesser one is in the top k.
         maxima = logits[: columns * _GROUPS].reshape(_GROUPS, columns).max(axis=0)
         floor = np.partition(maxima, columns - k)[columns - k]
         ids = np.flatnonzero(logits >= floor)
@@ -109,12 +102,13 @@ def top_ids(logits: Logits, k: int) -> Ids:
 
 
 def top_p_floor(w: NDArray[np.int64], p: float) -> int:
-    """The least weight that top-p keeps: a token stays if those of larger weight together have less
-    than p of all.
+    """The least weight that top-p keeps of weights [n].
+
+    A token stays if those of larger weight together have less than p of all.
     """
     total = int(w.sum())
-    # Those lighter than (1-p)/n of all have less than 1-p together, so none of them stays: n is few
-    # after this.
+    # Those lighter than (1-p)/n of all have less than 1-p together, so none of them stays. What is
+    # left to sort is few.
     heavy = w[np.flatnonzero(w >= (total - portion(p, total)) // len(w))]
     heavy = np.sort(heavy)[::-1]
     before = np.cumsum(heavy) - heavy
@@ -122,11 +116,10 @@ def top_p_floor(w: NDArray[np.int64], p: float) -> int:
 
 
 def typical_mask(w: NDArray[np.int64], gaps: NDArray[np.float64], p: float) -> NDArray[np.bool_]:
-    """Which tokens locally typical sampling keeps: the nearest to the entropy in surprise, until
-    they have p of all.
+    """Which tokens locally typical sampling keeps: those of surprise nearest to the entropy.
 
-    w: weights [n]; gaps: (top logit - logit) / temperature [n], so surprise = gap + log sum
-    exp(-gap).
+    So many that they have p of all. w: weights [n]; gaps [n]: (top logit - logit) / temperature,
+    so that surprise = gap + log sum exp(-gap).
     Source: Meister, Pimentel, Wiher and Cotterell, "Locally typical sampling", TACL 2023.
     """
     total = int(w.sum())
@@ -189,8 +182,7 @@ def sample(
 
 
 def logprobs(logits: Logits, token: int, n: int) -> tuple[TokenLogprob, ...]:
-    """The token, then the others of the n most likely (equals: the lowest ids) under the model's
-    logits [V].
+    """The token, then the others of the n most likely by logits [V] (equals: the lowest ids).
 
     Raises ValueError where the logits are not finite.
     """

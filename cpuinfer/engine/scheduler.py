@@ -15,9 +15,7 @@ from cpuinfer.engine.sequence import Sequence
 
 @dataclass(frozen=True)
 class Chunk:
-    """A sequence's part of a step: its next n_tokens tokens, and the logits of the last n_rows of
-    them.
-    """
+    """A sequence's part of a step: its next n_tokens tokens; logits of the last n_rows of them."""
 
     sequence: Sequence
     n_tokens: int
@@ -36,14 +34,12 @@ class Scheduler:
     """First come, first served, within the limits of a step.
 
     - A running sequence holds pages for all its tokens. One that needs a further page takes it; if
-    none is free, the
-      latest of the running sequences gives all of its pages back, waits again as the first in the
-      queue, and later computes its tokens anew (which gives the same keys and values).
+      none is free, the latest of the running sequences gives all of its pages back, waits as the
+      first in the queue, and later computes its tokens anew (to the same keys and values).
     - The first in the queue is admitted when there are pages for all its tokens and one more for
-    every running sequence,
-      so that it is not sent back at once.
+      every running sequence, so that it is not sent back at once.
     - In a step, sequences that decode take their one token first, then prompts take what is left,
-    in order of arrival.
+      in order of arrival.
 
     No deadlock: the earliest running sequence is never sent back while another runs, and every
     sequence alone fits the pool (the caller checks that). Sequences that run are always earlier
@@ -84,7 +80,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step.
 
-        Nothing of a sequence but its pages changes, so a step that failed can be scheduled again.
+        Of a sequence only its pages change, so a step that failed can be scheduled again.
         """
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
@@ -103,9 +99,7 @@ class Scheduler:
         return Step(tuple(chunks), make_batch(chunks))
 
     def _extend(self) -> None:
-        """Give every running sequence the pages for its tokens, the earliest first, sending back
-        the latest.
-        """
+        """Give every running sequence pages for its tokens, earliest first, sending back latest."""
         position = 0
         while position < len(self.running):
             sequence = self.running[position]
@@ -135,8 +129,7 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        # Last page first: the pool gives out the page freed last, so the next sequence starts where
-        # this one did.
+        # Last page first, so that the next sequence starts with this one's first: memory in use.
         while sequence.pages:
             self.pool.release(sequence.pages.pop())
         sequence.computed = 0
@@ -147,10 +140,7 @@ def _is_prefill(sequence: Sequence) -> bool:
 
 
 def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
-    """The longest next chunk of at most that many tokens and rows of logits.
-
-    None if there is none.
-    """
+    """The longest next chunk of at most that many tokens and rows; None if there is none."""
     before_rows = max(0, sequence.first_row - sequence.computed)  # tokens whose logits nobody wants
     n = min(sequence.remaining, tokens, before_rows + rows)
     return Chunk(sequence, n, max(0, n - before_rows)) if n > 0 else None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
+from cpuinfer.engine.numerics import MAX_VOCAB
 from cpuinfer.engine.outputs import Detokenizer, TextStream
 from cpuinfer.engine.sampler import TokenLogprob
 
@@ -121,11 +122,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What any sequence of an engine must keep: tokens of the model's vocabulary, and most tokens
-    of a sequence.
+    """What requests of an engine must keep, checked before any is admitted.
 
-    capacity is the least of the context and what all KV pages hold; end_ids are the model's
-    end-of-generation tokens.
+    kv_tokens: tokens that all KV pages hold. end_ids: the model's end-of-generation tokens.
     """
 
     vocab_size: int
@@ -133,6 +132,10 @@ class Bounds:
     kv_tokens: int
     end_ids: frozenset[int]
     default_max_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.vocab_size > MAX_VOCAB:
+            raise ValueError(f"a vocabulary of {self.vocab_size} tokens; at most {MAX_VOCAB} work")
 
     def check_prompt(self, prompt: list[int], room: int) -> None:
         """Raises ValueError unless the prompt is of known tokens and it and `room` more fit."""

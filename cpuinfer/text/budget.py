@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from typing import Any
 
 STEP_UNITS = 16
@@ -14,7 +13,16 @@ MAX_DEPTH = 100
 
 _NODES_PER_CLOCK = 4096
 _CONTAINERS = (list, tuple, dict)
-_VIEWS: tuple[type[Collection[Any]], ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_COLLECTIONS: tuple[type, ...] = (
+    *_CONTAINERS,
+    type({}.keys()),
+    type({}.values()),
+    type({}.items()),
+)
+
+
+def _is_collection(value: Any) -> bool:
+    return isinstance(value, _COLLECTIONS)
 
 
 class LimitExceeded(Exception):
@@ -67,11 +75,11 @@ class Budget:
         """
         if isinstance(value, str):
             return len(value)
-        if not isinstance(value, (*_CONTAINERS, *_VIEWS)):
+        if not isinstance(value, _COLLECTIONS):
             return 1
         total = 0
         nodes = 0
-        stack = [(value, 0)]
+        stack: list[tuple[Any, int]] = [(value, 0)]
         while stack:
             item, depth = stack.pop()
             nodes += 1
@@ -79,7 +87,7 @@ class Budget:
                 self.check_clock()
             if isinstance(item, str):
                 total += len(item)
-            elif isinstance(item, (*_CONTAINERS, *_VIEWS)):
+            elif _is_collection(item):
                 if depth > MAX_DEPTH:
                     raise LimitExceeded(f"it nests lists or dicts more than {MAX_DEPTH} deep")
                 total += len(item)

@@ -217,6 +217,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return type(obj) is not tuple
         return attr in _METHODS.get(type(obj), ())
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        """Refuse at once; jinja2 would print nothing and go on."""
+        raise SecurityError(f"attribute {attribute!r} of {type(obj).__name__!r} is unsafe")
+
     def getitem(self, obj: Any, argument: Any) -> Any:
         """obj[argument]; a tuple is checked before it is hashed."""
         if isinstance(argument, tuple):

@@ -217,7 +217,9 @@ def _added_tokens(
 def _score_merges(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """Merges of a SentencePiece BPE vocabulary: every way to make a token of two others, highest score first.
 
-    Control, unknown and byte tokens take no part, so no plain text can turn into one.
+    Control, unknown and byte tokens take no part, so no plain text can turn into one. Among tokens of equal score the
+    lower id goes first everywhere in a text, where SentencePiece goes from left to right; trained vocabularies have
+    equal scores only for runs of spaces, where both agree.
     """
     pieces = {
         token: score

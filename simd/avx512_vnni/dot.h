@@ -1,9 +1,8 @@
 /* Integer dots with VPDPBUSD: a chunk of 16 rows x 4 bytes is one zmm. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
+#include <dot_rows.h>
 #include <vec.h>
-
-#define DOT_INLINE static inline __attribute__((always_inline))
 
 /* 6 tokens x 2 panels: 12 sums and 12 f32 accumulators of the 32 registers, and 1.5 products to a load. */
 #define DOT_MR 6
@@ -25,11 +24,11 @@ DOT_INLINE vf16 vi_to_float(vi16 a) {
 }
 
 /* dot[t * np + p] += codes[p] * (four bytes of each token). */
-DOT_INLINE void dot_add(int mr, int np, vi16 *dot, const __m512i *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_add(int mr, int np, vi16 *dot, const __m512i *codes, dot_rows x) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
         int32_t four;
-        memcpy(&four, x + t * stride, sizeof four);
+        memcpy(&four, dot_row(x, t), sizeof four);
 #pragma GCC unroll 2
         for (int p = 0; p < np; p++)
             dot[t * np + p] = _mm512_dpbusd_epi32(dot[t * np + p], codes[p], _mm512_set1_epi32(four));
@@ -40,7 +39,7 @@ DOT_INLINE void dot_zero(int n, vi16 *dot) {
     for (int i = 0; i < n; i++)
         dot[i] = _mm512_setzero_si512();
 }
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     dot_zero(mr * np, dot);
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
@@ -48,13 +47,13 @@ DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *code
 #pragma GCC unroll 2
         for (int p = 0; p < np; p++)
             chunk[p] = _mm512_loadu_si512(codes[p] + 64 * c);
-        dot_add(mr, np, dot, chunk, x + 4 * c, stride);
+        dot_add(mr, np, dot, chunk, dot_rows_next(x, 4 * c));
     }
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
-    dot_codes8(mr, np, dot, codes, x, stride);
+DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
+    dot_codes8(mr, np, dot, codes, x);
 }
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     const __m512i mask = _mm512_set1_epi8(15);
     dot_zero(mr * np, dot);
 #pragma GCC unroll 4
@@ -66,15 +65,11 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
             low[p] = _mm512_and_si512(chunk, mask);
             high[p] = _mm512_and_si512(_mm512_srli_epi16(chunk, 4), mask);
         }
-        dot_add(mr, np, dot, low, x + 4 * c, stride);
-        dot_add(mr, np, dot, high, x + 16 + 4 * c, stride);
+        dot_add(mr, np, dot, low, dot_rows_next(x, 4 * c));
+        dot_add(mr, np, dot, high, dot_rows_next(x, 16 + 4 * c));
     }
 }
 
-/* Unsigned times signed is exact for every code: the activations are read as they are. */
+/* Unsigned times signed is exact for every code. */
 #define DOT_SIGNED8 0
-#define DOT_BYTES8 32
-DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
-    memcpy(out, q, DOT_BYTES8);
-}
 #endif

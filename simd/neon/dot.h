@@ -13,10 +13,10 @@ typedef struct {
     int16x8_t low[4], high[4]; /* rows 0, 1 and rows 2, 3 of each quarter */
 } dot_sums4;
 
-DOT_INLINE void dot_add4(int mr, dot_sums4 *sums, int i, int first, int8x16_t w, const char *x, int64_t stride) {
+DOT_INLINE void dot_add4(int mr, dot_sums4 *sums, int i, int first, int8x16_t w, dot_rows x) {
 #pragma GCC unroll 4
     for (int t = 0; t < mr; t++) {
-        int8x16_t a = dot_broadcast(x + t * stride);
+        int8x16_t a = dot_broadcast(dot_row(x, t));
         dot_sums4 *s = &sums[t];
         s->low[i] =
             first ? vmull_s8(vget_low_s8(w), vget_low_s8(a)) : vmlal_s8(s->low[i], vget_low_s8(w), vget_low_s8(a));
@@ -28,7 +28,7 @@ DOT_INLINE void dot_close4(int mr, vi16 *dot, const dot_sums4 *sums) {
     for (int t = 0; t < mr; t++)
         VF_QUARTERS dot[t].v[i] = vpaddq_s32(vpaddlq_s16(sums[t].low[i]), vpaddlq_s16(sums[t].high[i]));
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     dot_sums4 sums[DOT_MR];
     (void)np;
 #pragma GCC unroll 8
@@ -36,11 +36,11 @@ DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *code
 #pragma GCC unroll 4
         VF_QUARTERS {
             int8x16_t w = vreinterpretq_s8_u8(vld1q_u8(codes[0] + 64 * c + 16 * i));
-            dot_add4(mr, sums, i, c == 0, w, x + 4 * c, stride);
+            dot_add4(mr, sums, i, c == 0, w, dot_rows_next(x, 4 * c));
         }
     dot_close4(mr, dot, sums);
 }
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     dot_sums4 sums[DOT_MR];
     (void)np;
 #pragma GCC unroll 4
@@ -48,23 +48,19 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
 #pragma GCC unroll 4
         VF_QUARTERS {
             uint8x16_t both = vld1q_u8(codes[0] + 64 * c + 16 * i);
-            dot_add4(mr, sums, i, c == 0, vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), x + 4 * c, stride);
-            dot_add4(mr, sums, i, 0, vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), x + 16 + 4 * c, stride);
+            dot_add4(mr, sums, i, c == 0, vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), dot_rows_next(x, 4 * c));
+            dot_add4(mr, sums, i, 0, vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), dot_rows_next(x, 16 + 4 * c));
         }
     dot_close4(mr, dot, sums);
 }
 
 /* 8 bits: code - 128 is a signed byte; a product fits int16 (128 * 127), two do not: SADALP adds them as int32. */
 #define DOT_SIGNED8 1
-#define DOT_BYTES8 32
-DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
-    memcpy(out, q, DOT_BYTES8);
-}
 typedef struct {
     int32x4_t low[4], high[4];
 } dot_sums8;
 
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     dot_sums8 sums[DOT_MR];
     (void)np;
     for (int t = 0; t < mr; t++)
@@ -76,7 +72,7 @@ DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *code
             int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(codes[0] + 64 * c + 16 * i), vdupq_n_u8(128)));
 #pragma GCC unroll 4
             for (int t = 0; t < mr; t++) {
-                int8x16_t a = dot_broadcast(x + t * stride + 4 * c);
+                int8x16_t a = dot_broadcast(dot_row(x, t) + 4 * c);
                 sums[t].low[i] = vpadalq_s16(sums[t].low[i], vmull_s8(vget_low_s8(w), vget_low_s8(a)));
                 sums[t].high[i] = vpadalq_s16(sums[t].high[i], vmull_high_s8(w, a));
             }

@@ -1,9 +1,8 @@
 /* 16 int32 as four q registers, and a token's four bytes in every lane. */
 #ifndef CPUINFER_VI16_H
 #define CPUINFER_VI16_H
+#include <dot_rows.h>
 #include <vec.h>
-
-#define DOT_INLINE static inline __attribute__((always_inline))
 
 typedef struct {
     int32x4_t v[4];

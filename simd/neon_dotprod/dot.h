@@ -13,15 +13,15 @@ DOT_INLINE void dot_zero(int mr, vi16 *dot) {
         dot[t] = vi_set1(0);
 }
 /* dot[t] += 4 quarters of codes * four bytes of each token. */
-DOT_INLINE void dot_add(int mr, vi16 *dot, const int8x16_t *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_add(int mr, vi16 *dot, const int8x16_t *codes, dot_rows x) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
-        int8x16_t a = dot_broadcast(x + t * stride);
+        int8x16_t a = dot_broadcast(dot_row(x, t));
 #pragma GCC unroll 4
         VF_QUARTERS dot[t].v[i] = vdotq_s32(dot[t].v[i], codes[i], a);
     }
 }
-DOT_INLINE void dot_chunks(int mr, vi16 *dot, const uint8_t *codes, uint8_t flip, const char *x, int64_t stride) {
+DOT_INLINE void dot_chunks(int mr, vi16 *dot, const uint8_t *codes, uint8_t flip, dot_rows x) {
     dot_zero(mr, dot);
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
@@ -31,14 +31,14 @@ DOT_INLINE void dot_chunks(int mr, vi16 *dot, const uint8_t *codes, uint8_t flip
             uint8x16_t code = vld1q_u8(codes + 64 * c + 16 * i);
             chunk[i] = vreinterpretq_s8_u8(flip ? veorq_u8(code, vdupq_n_u8(flip)) : code);
         }
-        dot_add(mr, dot, chunk, x + 4 * c, stride);
+        dot_add(mr, dot, chunk, dot_rows_next(x, 4 * c));
     }
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     (void)np;
-    dot_chunks(mr, dot, codes[0], 0, x, stride);
+    dot_chunks(mr, dot, codes[0], 0, x);
 }
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     (void)np;
     dot_zero(mr, dot);
 #pragma GCC unroll 4
@@ -50,19 +50,15 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
             low[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
             high[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
         }
-        dot_add(mr, dot, low, x + 4 * c, stride);
-        dot_add(mr, dot, high, x + 16 + 4 * c, stride);
+        dot_add(mr, dot, low, dot_rows_next(x, 4 * c));
+        dot_add(mr, dot, high, dot_rows_next(x, 16 + 4 * c));
     }
 }
 
 /* code - 128 is a signed byte. */
 #define DOT_SIGNED8 1
-#define DOT_BYTES8 32
-DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
-    memcpy(out, q, DOT_BYTES8);
-}
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     (void)np;
-    dot_chunks(mr, dot, codes[0], 128, x, stride);
+    dot_chunks(mr, dot, codes[0], 128, x);
 }
 #endif

@@ -7,9 +7,8 @@
  * Activations are int8 in -127..127, token t's block at x + t * stride. dot[t * np + p] is panel p of token t. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
+#include <dot_rows.h>
 #include <vec.h>
-
-#define DOT_INLINE static inline __attribute__((always_inline))
 
 /* Most tokens and panels of one tile. */
 #define DOT_MR 4
@@ -38,23 +37,23 @@ DOT_INLINE vf16 vi_to_float(vi16 a) {
     return r;
 }
 
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     for (int t = 0; t < mr; t++)
         for (int p = 0; p < np; p++) {
-            const int8_t *q = (const int8_t *)(x + t * stride);
+            const int8_t *q = (const int8_t *)(dot_row(x, t));
             vi16 sum = vi_set1(0);
             for (int k = 0; k < 32; k++)
                 VF_EACH sum.v[i] += codes[p][k / 4 * 64 + i * 4 + k % 4] * q[k];
             dot[t * np + p] = sum;
         }
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
-    dot_codes8(mr, np, dot, codes, x, stride);
+DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
+    dot_codes8(mr, np, dot, codes, x);
 }
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, const char *x, int64_t stride) {
+DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
     for (int t = 0; t < mr; t++)
         for (int p = 0; p < np; p++) {
-            const int8_t *q = (const int8_t *)(x + t * stride);
+            const int8_t *q = (const int8_t *)(dot_row(x, t));
             vi16 sum = vi_set1(0);
             for (int k = 0; k < 16; k++)
                 VF_EACH {
@@ -67,10 +66,4 @@ DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *cod
 
 /* 1 where dot_codes8 takes a code as code - 128. */
 #define DOT_SIGNED8 0
-/* What dot_codes8 reads in place of a block of 32 int8: so many bytes, made by dot_prepare8. 32 means the block
- * itself, and no preparation. */
-#define DOT_BYTES8 32
-DOT_INLINE void dot_prepare8(char *out, const int8_t *q) {
-    memcpy(out, q, DOT_BYTES8);
-}
 #endif

@@ -27,7 +27,7 @@ POSITIONS = 1024
 TOKENS = (1, 2, 15, 16, 17)
 WIDTHS = {F32: (1, 2, 15, 16, 17, 100), BF16: (1, 2, 15, 17, 64), Q8: (32, 64, 96, 160)}
 # (heads, kv_heads, head_dim)
-HEADS = ((1, 1, 2), (3, 1, 6), (3, 3, 15 + 1), (9, 3, 64), (5, 1, 80), (4, 2, 17 + 1), (2, 2, 128))
+HEADS = ((1, 1, 2), (3, 1, 6), (6, 3, 16), (9, 3, 64), (5, 1, 80), (4, 2, 18), (2, 2, 128))
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _attention() -> Iterator[Case]:
     )
     for kv_type in KVType:
         for index, (plan, shape) in enumerate(zip((*plans, plans[2]), HEADS, strict=True)):
-            out = Q8 if shape[2] % 32 == 0 else (BF16 if index % 2 else F32)
+            out = Q8 if shape[0] * shape[2] % 32 == 0 else (BF16 if index % 2 else F32)
             yield _attention_case(f"attention-{kv_type}-{index}", plan, shape, kv_type, out)
 
 

@@ -295,6 +295,37 @@ def test_a_failed_step_commits_nothing_and_can_be_repeated() -> None:
         check(one)
 
 
+def test_nothing_ends_before_min_tokens() -> None:
+    free = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[])
+    e, one = engine(), request([7], free)
+    e.add(one)
+    run(e)
+    (first,) = one.sequences
+    letters = FakeDetokenizer.TEXT
+    stops = {letters[t] for t in first.generated[:5]} - {""}
+    for n in (0, 5):
+        params = SamplingParams(
+            temperature=0, max_tokens=12, ignore_eos=True, stop=stops, min_tokens=n
+        )
+        e, one = engine(), request([7], params)
+        e.add(one)
+        run(e)
+        (sequence,) = one.sequences
+        if n == 0:
+            assert sequence.stream.text == "" and sequence.finish_reason == "stop"
+        else:
+            assert len(sequence.generated) > 5
+            assert sequence.tokens == first.tokens[: len(sequence.tokens)]
+    early = SamplingParams(
+        temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=first.generated, min_tokens=4
+    )
+    e, one = engine(), request([7], early)
+    e.add(one)
+    run(e)
+    generated = one.sequences[0].generated
+    assert len(generated) >= 4 and not set(generated[:4]) & set(first.generated)
+
+
 def test_a_seed_is_drawn_where_none_is_given() -> None:
     seeds = {request([1], SamplingParams()).sequences[0].seed for _ in range(4)}
     assert len(seeds) == 4 and all(0 <= seed < 1 << 64 for seed in seeds)

@@ -237,10 +237,10 @@ def test_options_that_cannot_be(cache: None, tiny_model: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_real_model_knows_paris(real_model: Path) -> None:
+def test_the_real_model_answers(real_model: Path) -> None:
     with LLM(real_model) as llm:
         params = SamplingParams(temperature=0, max_tokens=8)
         assert "Paris" in llm.generate("The capital of France is", params)[0].outputs[0].text
-        question = [{"role": "user", "content": "What is the capital of France?"}]
-        answer = llm.chat(question, SamplingParams(temperature=0, max_tokens=40)).outputs[0]
-        assert "Paris" in answer.text and answer.finish_reason == "stop"
+        question = [{"role": "user", "content": "What colour is the sky?"}]
+        answer = llm.chat(question, SamplingParams(temperature=0, max_tokens=80)).outputs[0]
+        assert "blue" in answer.text and answer.finish_reason == "stop"

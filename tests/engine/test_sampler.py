@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from cpuinfer.config import SamplingParams
 from cpuinfer.engine.numerics import weights
 from cpuinfer.engine.random import random_bits
-from cpuinfer.engine.sampler import adjust, best, candidates, draw, logprobs, sample, top_ids
+from cpuinfer.engine.sampler import (
+    adjust,
+    best,
+    candidates,
+    draw,
+    logprobs,
+    sample,
+    top_ids,
+    top_p_floor,
+)
 
 
 def spec_candidates(logits: NDArray[np.float32], params: SamplingParams) -> dict[int, int]:
@@ -91,6 +100,13 @@ def test_greedy_takes_the_lowest_of_the_largest(logits: NDArray[np.float32]) -> 
     want = next(i for i, value in enumerate(logits) if value == max(logits))
     assert best(logits) == want
     assert draw(logits, SamplingParams(temperature=0), 123) == want
+
+
+@pytest.mark.parametrize(
+    ("p", "floor"), [(0.49, 4), (0.5, 4), (0.51, 2), (0.75, 2), (0.76, 1), (1e-9, 4)]
+)
+def test_top_p_stops_where_the_mass_is_reached_exactly(p: float, floor: int) -> None:
+    assert top_p_floor(np.array([1, 4, 1, 2]), p) == floor
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -40,7 +40,7 @@ WRONG = {
         math.nan,
     ],
     "attention__head_count_kv": [0, -1, 3, 8, "2", [2, 2], 1 << 40],
-    "attention__key_length": [0, 15, 1 << 20, "16"],
+    "attention__key_length": [0, 15, 258, 1 << 20, "16"],
     "attention__value_length": [0, 32, "16"],
     "attention__layer_norm_rms_epsilon": [None, -1e-5, math.nan, math.inf, "x", 2.0],
     "attention__scale": [-1.0, math.nan, 1e9],
@@ -50,7 +50,7 @@ WRONG = {
     "attention__logit_softcapping": [30.0],
     "block_count": [0, -1, 3, 1 << 30, "2", None],
     "context_length": [0, -5, 63, "512", None],
-    "embedding_length": [0, -64, 66, 1 << 40, 64.0, None],
+    "embedding_length": [0, -64, 66, 2048, 1 << 40, 64.0, None],
     "expert_count": [8],
     "expert_used_count": [2],
     "feed_forward_length": [0, -1, 1 << 40, None, [128, 128]],
@@ -108,7 +108,7 @@ def test_norms_must_be_f32() -> None:
 def test_off_features_and_known_extras_pass() -> None:
     build(expert_count=0, some_flag=False, attention__sliding_window=64, attention__causal=True)
     build(rope__scaling__type="none", rope__scaling__factor=4.0)
-    build(rope__dimension_count=None, attention__head_count_kv=None or 2)
+    build(rope__dimension_count=None, attention__head_count_kv=2)
 
 
 def test_tied_and_untied_outputs() -> None:

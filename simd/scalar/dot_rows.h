@@ -1,0 +1,26 @@
+/* Rows at equal distances: token t's data at first + t * stride. */
+#ifndef CPUINFER_DOT_ROWS_H
+#define CPUINFER_DOT_ROWS_H
+#include <stdint.h>
+
+#define DOT_INLINE static inline __attribute__((always_inline))
+
+/* `fourth` is row 3. Two bases and one index register reach six rows in x86's addressing modes (base, base + stride,
+ * base + 2 * stride); left alone, the compiler keeps an offset per row, and spills them. */
+typedef struct dot_rows {
+    const char *first, *fourth;
+    int64_t stride;
+} dot_rows;
+
+DOT_INLINE dot_rows dot_rows_at(const char *first, int64_t stride) {
+    const char *fourth = first + 3 * stride;
+    __asm__("" : "+r"(fourth));
+    return (dot_rows){first, fourth, stride};
+}
+DOT_INLINE const char *dot_row(dot_rows rows, int t) {
+    return t < 3 ? rows.first + t * rows.stride : rows.fourth + (t - 3) * rows.stride;
+}
+DOT_INLINE dot_rows dot_rows_next(dot_rows rows, int64_t bytes) {
+    return (dot_rows){rows.first + bytes, rows.fourth + bytes, rows.stride};
+}
+#endif
