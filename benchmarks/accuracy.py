@@ -30,15 +30,11 @@ def windows(model: Path, tokens: int, window: int) -> NDArray[np.int32]:
     ids = llm.tokenize(TEXT.read_bytes(), add_bos=False)
     n = tokens // window
     if len(ids) < n * window:
-        raise ValueError(
-            f"the text has {len(ids)} tokens, {n * window} wanted: lower --tokens"
-        )
+        raise ValueError(f"the text has {len(ids)} tokens, {n * window} wanted: lower --tokens")
     return np.array(ids[: n * window], np.int32).reshape(n, window)
 
 
-def run_reference(
-    model: Path, ids: NDArray[np.int32], out: NDArray[np.float32]
-) -> None:
+def run_reference(model: Path, ids: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """transformers in f32 on dequantised weights."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -51,14 +47,10 @@ def run_reference(
     )
     with torch.no_grad():
         for i, row in enumerate(ids):
-            out[i] = (
-                net(torch.tensor(row[None].astype(np.int64))).logits[0].float().numpy()
-            )
+            out[i] = net(torch.tensor(row[None].astype(np.int64))).logits[0].float().numpy()
 
 
-def run_llama_cpp(
-    model: Path, ids: NDArray[np.int32], out: NDArray[np.float32]
-) -> None:
+def run_llama_cpp(model: Path, ids: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """llama.cpp through llama-cpp-python, all logits."""
     from llama_cpp import Llama
 
@@ -139,15 +131,11 @@ def main() -> None:
             shape = (*ids.shape, vocab)
             np.lib.format.open_memmap(folder / f"{engine}.npy", "w+", np.float32, shape)
             command = [sys.executable, __file__, str(args.model), "--engine", engine]
-            subprocess.run(
-                [*command, "--folder", name], check=True, env=dict(os.environ)
-            )
+            subprocess.run([*command, "--folder", name], check=True, env=dict(os.environ))
         ref = np.load(folder / "reference.npy", mmap_mode="r")
         report: dict[str, object] = {"model": args.model.name, "tokens": int(ids.size)}
         for engine in ("llama.cpp", "cpuinfer"):
-            report[engine] = compare(
-                ref, np.load(folder / f"{engine}.npy", mmap_mode="r")
-            )
+            report[engine] = compare(ref, np.load(folder / f"{engine}.npy", mmap_mode="r"))
     text = json.dumps(report, indent=2)
     print(text)
     if args.json:

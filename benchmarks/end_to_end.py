@@ -99,9 +99,7 @@ def main() -> None:
     for model, samples in all_samples.items():
         report["models"][model.name] = summary = summarise(samples)
         for test, rows in summary.items():
-            figures = ", ".join(
-                f"{e} {r['median']:.1f}" for e, r in rows.items() if e != "ratio"
-            )
+            figures = ", ".join(f"{e} {r['median']:.1f}" for e, r in rows.items() if e != "ratio")
             print(f"{model.name} {test}: {figures} tokens/s; ratio {rows['ratio']:.2f}")
     if args.json:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -39,14 +39,14 @@ typedef struct ci_weight {
 } ci_weight;
 
 typedef struct ci_op {
-    int32_t kind;           /* ci_op_kind */
-    int32_t barrier_before; /* 1: the team meets before this op starts */
+    int32_t kind;            /* ci_op_kind */
+    int32_t barrier_before;  /* 1: the team meets before this op starts */
     int32_t rows_are_logits; /* 0: the op runs over the T tokens; 1: over the R rows that need logits */
-    int32_t n;              /* output width */
-    int32_t k;              /* input width */
-    int32_t in_type;        /* ci_type of in[0] */
-    int32_t out_type;       /* ci_type of out */
-    int32_t heads;          /* query heads (ROPE: heads in the row) */
+    int32_t n;               /* output width */
+    int32_t k;               /* input width */
+    int32_t in_type;         /* ci_type of in[0] */
+    int32_t out_type;        /* ci_type of out */
+    int32_t heads;           /* query heads (ROPE: heads in the row) */
     int32_t kv_heads;
     int32_t head_dim;
     int32_t layer;
@@ -94,8 +94,8 @@ typedef struct ci_program {
     double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
 } ci_program;
 
-/* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2 a
- * type the op has no kernel for. */
+/* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2
+ * a type the op has no kernel for. */
 int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type);
 
 /* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. */

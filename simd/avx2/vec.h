@@ -14,9 +14,9 @@ typedef struct {
     __m256 lo, hi;
 } vf16;
 
-#define VF_MAP1(name, op)                          \
-    static inline vf16 name(vf16 a) {              \
-        return (vf16){op(a.lo), op(a.hi)};         \
+#define VF_MAP1(name, op)                  \
+    static inline vf16 name(vf16 a) {      \
+        return (vf16){op(a.lo), op(a.hi)}; \
     }
 #define VF_MAP2(name, op)                              \
     static inline vf16 name(vf16 a, vf16 b) {          \
@@ -95,8 +95,7 @@ VF_MAP2(vf_scale2, vf_scale2_half)
 static inline void vf_store_i8(int8_t *p, vf16 a) {
     __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));
     words = _mm256_permute4x64_epi64(words, 0xd8);
-    _mm_storeu_si128((__m128i *)p,
-                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 static inline vf16 vf_load_i8(const int8_t *p) {
     __m128i b = _mm_loadu_si128((const __m128i *)p);

@@ -136,6 +136,8 @@ def test_the_test_sees_a_wrong_import(module: str, source: str) -> None:
 @pytest.mark.parametrize("module", START_MODULES)
 def test_a_start_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
-    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
     loaded = {name.split(".")[0] for name in run.stdout.split()}
     assert not loaded & START_MODULES[module]

@@ -94,5 +94,5 @@ def test_a_process_that_used_threads_ends_well() -> None:
         "print(isa.load().read_words(w.ctypes.data, 4096, 2, 1))"
     )
     for _ in range(5):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, "4096\n"), done.stderr
