@@ -51,10 +51,13 @@ extern const ci_format ci_f32_format, ci_f16_format, ci_bf16_format, ci_q8_0_for
     {CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), \
      CI_TILE_ROW(TILE, 4), CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6)}
 /* DEFINE(mr, np) for every tile. */
-#define CI_EACH_TILE(DEFINE)                                                                                \
-    DEFINE(1, 1)                                                                                            \
-    DEFINE(1, 2)                                                                                            \
-    DEFINE(1, 4)                                                                                            \
-    DEFINE(2, 1) DEFINE(2, 2) DEFINE(2, 4) DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4) DEFINE(4, 1) DEFINE(4, 2) \
-        DEFINE(4, 4) DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4) DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)
+/* clang-format off */
+#define CI_EACH_TILE(DEFINE)                    \
+    DEFINE(1, 1) DEFINE(1, 2) DEFINE(1, 4)      \
+    DEFINE(2, 1) DEFINE(2, 2) DEFINE(2, 4)      \
+    DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4)      \
+    DEFINE(4, 1) DEFINE(4, 2) DEFINE(4, 4)      \
+    DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4)      \
+    DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)
+/* clang-format on */
 #endif

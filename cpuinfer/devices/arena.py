@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -19,15 +20,20 @@ Allocator = Callable[[int], NDArray[np.uint8]]
 def allocate(nbytes: int) -> NDArray[np.uint8]:
     """Zero bytes from the system, huge-page aligned and advised where they fill one.
 
-    Raises ValueError where the system does not give them.
+    Raises ValueError where they are more than the machine has, or the system does not give them.
     """
+    remedy = "lower the KV budget, the context or the tokens of a step"
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > machine:  # a system that overcommits would say yes, and kill the process later
+        raise ValueError(
+            f"{nbytes / 2**20:.0f} MiB of memory wanted, the machine has {machine / 2**20:.0f} MiB; {remedy}"
+        )
     alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else 64
     try:
         mapping = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, MemoryError) as error:
         raise ValueError(
-            f"the system gives no {nbytes / 2**20:.0f} MiB of memory ({error}); "
-            "lower the KV budget, the context or the tokens of a step"
+            f"the system gives no {nbytes / 2**20:.0f} MiB of memory ({error}); {remedy}"
         ) from error
     if nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel built without them
