@@ -98,13 +98,13 @@ def open_llm(
 ) -> LLM:
     """The model, fetched and packed where that was not done yet, with a sign of life on a terminal."""
     from cpuinfer import hub
-    from cpuinfer.cli.output import working
+    from cpuinfer.cli.output import expansion, note, working
 
     path = hub.resolve(model, progress=True)
     with working(f"loading {path.name}"):
         from cpuinfer.llm import LLM
 
-        return LLM(
+        llm = LLM(
             path,
             threads=threads,
             device=device.value,
@@ -112,6 +112,9 @@ def open_llm(
             kv_type=kv_type.value,
             max_context=max_context,
         )
+    if llm.packed.expanded:
+        note(f"cpuinfer: {expansion(llm.packed.expanded)}: more bytes a token")
+    return llm
 
 
 def _prompt(given: str | None) -> str:

@@ -6,8 +6,11 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cpuinfer.graph.dtypes import WeightType
 
 
 def print_json(value: Any) -> None:
@@ -38,6 +41,14 @@ def working(what: str, json_only: bool = False) -> Iterator[None]:
 
     with Console(stderr=True).status(what):
         yield
+
+
+def expansion(expanded: Mapping[str, WeightType]) -> str:
+    """What to say of a model's tensors that no native kernel reads; empty where there are none."""
+    if not expanded:
+        return ""
+    kinds = ", ".join(sorted({kind.name for kind in expanded.values()}))
+    return f"{len(expanded)} tensors of types without a native kernel ({kinds}) are stored as F32"
 
 
 def human_bytes(n: float) -> str:

@@ -18,7 +18,7 @@ def pack(
 ) -> None:
     """Pack a model's weights once into the layout that every ISA level maps."""
     from cpuinfer import hub
-    from cpuinfer.cli.output import human_bytes, print_json, progress_bar
+    from cpuinfer.cli.output import expansion, human_bytes, print_json, progress_bar
     from cpuinfer.formats import pack as pack_file
 
     source = hub.resolve(model, progress=True)
@@ -42,7 +42,4 @@ def pack(
         return
     print(f"{output}: {len(packed.weights)} tensors, {human_bytes(packed.nbytes)}")
     if expanded:
-        kinds = ", ".join(sorted(set(expanded.values())))
-        print(
-            f"{len(expanded)} tensors of types without a native kernel ({kinds}) are stored as F32"
-        )
+        print(expansion(packed.expanded))

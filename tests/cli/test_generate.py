@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from conftest import Run
+from tiny_gguf import write_tiny
 
 
 def generate(run: Run, model: Path, *words: object) -> dict[str, Any]:
@@ -124,3 +126,10 @@ def test_the_real_model_names_paris(run: Run, real_model: Path) -> None:
     words = ("-p", "The capital of France is", "--max-tokens", 8, "--temperature", 0, "--json")
     result = run("generate", real_model, *words)
     assert "Paris" in json.loads(result.stdout)["text"]
+
+
+def test_types_without_a_kernel_are_named(run: Run, tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", gguf.GGMLQuantizationType.Q5_0)
+    result = run("generate", model, "-p", "hello", "-t", 1, "--max-tokens", 1)
+    assert result.exit_code == 0, result.stderr
+    assert "without a native kernel (Q5_0) are stored as F32" in result.stderr
