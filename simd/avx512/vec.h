@@ -1,6 +1,7 @@
 /* vf16 as one zmm register. */
 #ifndef CPUINFER_VEC_H
 #define CPUINFER_VEC_H
+#include <bf16.h>
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -102,21 +103,6 @@ static inline float f16_to_f32(uint16_t h) {
 }
 static inline uint16_t f32_to_f16(float f) {
     return (uint16_t)_cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT);
-}
-static inline float bf16_to_f32(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-static inline uint16_t f32_to_bf16(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)((bits >> 16) | 0x40u);
-    if ((bits & 0x7f800000u) == 0)
-        return (uint16_t)((bits >> 16) & 0x8000u);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 static inline vf16 vf_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

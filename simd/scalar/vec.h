@@ -5,6 +5,7 @@
  * from below is that number (x86 looks after rounding) or zero (Arm looks before). */
 #ifndef CPUINFER_VEC_H
 #define CPUINFER_VEC_H
+#include <bf16.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -167,22 +168,6 @@ static inline uint16_t f32_to_f16(float f) {
     }
     magnitude += 0xfffu + ((magnitude >> 13) & 1u);
     return (uint16_t)(sign | ((magnitude - 0x38000000u) >> 13));
-}
-/* bf16 <-> f32. To bf16: nearest even, subnormals to signed zero (what VCVTNEPS2BF16 does). */
-static inline float bf16_to_f32(uint16_t h) {
-    uint32_t bits = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-static inline uint16_t f32_to_bf16(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (uint16_t)((bits >> 16) | 0x40u);
-    if ((bits & 0x7f800000u) == 0)
-        return (uint16_t)((bits >> 16) & 0x8000u);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 static inline vf16 vf_load_f16(const uint16_t *p) {
     vf16 r;
