@@ -91,7 +91,11 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    report: dict[str, Any] = {"machine": machine(), "command": [Path(word).name for word in sys.argv], "models": {}}
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "command": [Path(word).name for word in sys.argv],
+        "models": {},
+    }
     all_samples: dict[Path, Samples] = {model: {} for model in args.models}
     for _ in range(args.rounds):
         for model in args.models:
