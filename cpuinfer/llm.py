@@ -46,7 +46,7 @@ class LLM:
     supported, FileNotFoundError for a model that is not there.
 
     >>> llm = LLM("smollm2-135m")
-    >>> llm.generate("The capital of France is", SamplingParams(max_tokens=8)).outputs[0].text
+    >>> llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].outputs[0].text
     """
 
     def __init__(self, model: str | Path, **options: Any) -> None:

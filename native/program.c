@@ -4,6 +4,7 @@
 #include <time.h>
 
 #include "kernels.h"
+#include "kv.h"
 
 enum { CI_ERROR_OP = -1, CI_ERROR_TYPE = -2, LINE = 64 };
 
@@ -153,7 +154,7 @@ static void find_token_pages(const ci_batch *batch, int32_t *pages) {
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t *table = batch->block_tables + (int64_t)s * batch->block_stride;
         for (int32_t t = batch->q_indptr[s]; t < batch->q_indptr[s + 1]; t++)
-            pages[t] = table[batch->positions[t] / 16];
+            pages[t] = table[batch->positions[t] / CI_PAGE];
     }
 }
 

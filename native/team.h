@@ -2,6 +2,7 @@
 #ifndef CPUINFER_TEAM_H
 #define CPUINFER_TEAM_H
 #include <omp.h>
+#include <relax.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -25,14 +26,6 @@ typedef struct ci_team {
     int32_t n;
     ci_barrier *barrier;
 } ci_team;
-
-static inline void ci_relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb"); /* waits about as long as an x86 pause; yield is a no-op on most cores */
-#endif
-}
 
 /* Pauses (about 20-50 us on current cores), then offers of the processor to others, then sleep: so a team larger than
  * the machine loses a time slice and not the whole run. */
@@ -75,7 +68,7 @@ static inline void ci_team_meet(const ci_team *team) {
     }
     for (int32_t tries = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; tries++) {
         if (tries < CI_SPINS)
-            ci_relax();
+            cpu_relax();
         else if (tries < CI_SPINS + CI_YIELDS)
             sched_yield();
         else
