@@ -145,10 +145,7 @@ DOT_INLINE const int16_t *block_pairs(const form f, const uint8_t *header, int i
         uint8_t a[CI_ROWS], b[CI_ROWS];
         memcpy(a, &pair.a, sizeof a);
         memcpy(b, &pair.b, sizeof b);
-        for (int r = 0; r < CI_ROWS; r++) {
-            room[2 * r] = (int16_t)(a[r] - 32);
-            room[2 * r + 1] = (int16_t)(b[r] - 32);
-        }
+        bytes_beside(room, a, b, -32);
         return room;
     }
     for (int r = 0; r < 2 * CI_ROWS; r++)

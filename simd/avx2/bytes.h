@@ -37,4 +37,12 @@ DOT_INLINE vc16 vc_lookup(vc16 a, const uint8_t *table) {
     const __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
     return (vc16){_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
 }
+DOT_INLINE void bytes_beside(int16_t *out, const uint8_t *a, const uint8_t *b, int bias) {
+    const __m256i by = _mm256_set1_epi16((short)bias);
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)a),
+            y = _mm_loadu_si128((const __m128i *)(const void *)b);
+    __m256i low = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(x, y)), high = _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(x, y));
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_add_epi16(low, by));
+    _mm256_storeu_si256((__m256i *)(void *)(out + 16), _mm256_add_epi16(high, by));
+}
 #endif

@@ -39,4 +39,12 @@ DOT_INLINE vc16 vc_lookup(vc16 a, const uint8_t *table) {
     VC_EACH a.v[i] = table[a.v[i]];
     return a;
 }
+
+/* out[2r] = a[r] + bias, out[2r + 1] = b[r] + bias for 16 rows. */
+DOT_INLINE void bytes_beside(int16_t *out, const uint8_t *a, const uint8_t *b, int bias) {
+    for (int r = 0; r < 16; r++) {
+        out[2 * r] = (int16_t)(a[r] + bias);
+        out[2 * r + 1] = (int16_t)(b[r] + bias);
+    }
+}
 #endif
