@@ -52,7 +52,8 @@ static int64_t unpacked_bytes(const ci_op *op) {
     return line_up(most);
 }
 static int32_t chunk_tokens(const ci_op *op) {
-    int64_t prepared = prepared_stride(op), bytes = prepared ? prepared : ci_row_bytes(op->in_type, op->k);
+    int64_t prepared = prepared_stride(op), bytes = ci_row_bytes(op->in_type, op->k);
+    bytes = prepared > bytes ? prepared : bytes;
     int64_t tokens = CHUNK_BYTES / bytes / CI_MAX_MR * CI_MAX_MR;
     return tokens < CI_MAX_MR ? CI_MAX_MR : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
 }

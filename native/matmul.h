@@ -6,7 +6,7 @@
 
 enum {
     CI_ROWS = 16,  /* output rows of a panel: the lanes of a vf16 */
-    CI_MAX_MR = 6, /* most tokens of a tile on any level */
+    CI_MAX_MR = 8, /* most tokens of a tile on any level */
     CI_MAX_NP = 4, /* most panels of a tile, and of a strip */
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
@@ -17,7 +17,7 @@ typedef struct ci_tile {
     int64_t panel_bytes;
     const char *x; /* token t's row, of the op's input type, at x + t * x_stride */
     int64_t x_stride;
-    const char *prepared; /* the same made by the format's prepare, or x itself */
+    const char *prepared; /* token t's row as the format's prepare made it, or x itself */
     int64_t prepared_stride;
     int32_t k;
     float *out;
@@ -35,7 +35,7 @@ typedef struct ci_format {
     int32_t np;         /* most panels of a tile */
     int64_t (*panel_bytes)(int32_t k);
     const ci_tiles *tiles;
-    /* Rewrite one input row as the tiles want it; prepared_bytes is 0 where they take it as it is. */
+    /* What the tiles want of an input row beside it or in its place; prepared_bytes is 0 where that is nothing. */
     int64_t (*prepared_bytes)(int32_t k);
     void (*prepare)(char *out, const char *row, int32_t k);
     /* For many tokens: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
@@ -52,9 +52,9 @@ const ci_format *ci_format_of(int32_t type);
 
 /* Tables of tiles: TILE(mr, np) names the function. */
 #define CI_TILE_ROW(TILE, mr) {TILE(mr, 1), TILE(mr, 2), TILE(mr, 4)}
-#define CI_TILE_TABLE(TILE)                                            \
-    {CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), \
-     CI_TILE_ROW(TILE, 4), CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6)}
+#define CI_TILE_TABLE(TILE)                                                                  \
+    {CI_TILE_ROW(TILE, 1), CI_TILE_ROW(TILE, 2), CI_TILE_ROW(TILE, 3), CI_TILE_ROW(TILE, 4), \
+     CI_TILE_ROW(TILE, 5), CI_TILE_ROW(TILE, 6), CI_TILE_ROW(TILE, 7), CI_TILE_ROW(TILE, 8)}
 /* DEFINE(mr, np) for every tile. */
 /* clang-format off */
 #define CI_EACH_TILE(DEFINE)                    \
@@ -63,6 +63,8 @@ const ci_format *ci_format_of(int32_t type);
     DEFINE(3, 1) DEFINE(3, 2) DEFINE(3, 4)      \
     DEFINE(4, 1) DEFINE(4, 2) DEFINE(4, 4)      \
     DEFINE(5, 1) DEFINE(5, 2) DEFINE(5, 4)      \
-    DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)
+    DEFINE(6, 1) DEFINE(6, 2) DEFINE(6, 4)      \
+    DEFINE(7, 1) DEFINE(7, 2) DEFINE(7, 4)      \
+    DEFINE(8, 1) DEFINE(8, 2) DEFINE(8, 4)
 /* clang-format on */
 #endif

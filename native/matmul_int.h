@@ -13,7 +13,7 @@ enum { CI_AHEAD = 2048 };
 
 /* Where a tile stands: at a block of every token, and of panel 0. */
 typedef struct place {
-    dot_rows q, d, s; /* the tokens' int8 values, scales, and the row of their sums that the form takes */
+    dot_rows q, d, s; /* the tokens' int8 values, scales, and what the form takes of their sums */
     const uint8_t *header, *codes;
     int32_t block; /* of those that share the header */
 } place;
@@ -29,17 +29,13 @@ DOT_INLINE int32_t load_i32(const char *p) {
     return i;
 }
 
-/* What the dots of a block miss: offset times the sum of q, times the scales where halves have their own. */
-DOT_INLINE vi16 without_offset(const form f, vi16 dot, const int16_t *pairs, const char *s) {
-    const int offset = DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
-    if (!offset)
-        return dot;
-    vi16 sum = f.halves ? vi_mul_pairs(pairs, s) : vi_set1(load_i32(s));
-#pragma GCC unroll 8
-    for (int bit = 0; bit < 8; bit++)
-        if (offset >> bit & 1)
-            dot = vi_sub(dot, vi_mul_pow2(sum, bit));
-    return dot;
+/* The offset of codes as dot_block and dot_halves take them. */
+DOT_INLINE int dot_offset(const form f) {
+    return DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
+}
+/* Forms with one offset per block start their dots at -offset * s, made once for a row: it costs no operation then. */
+DOT_INLINE int has_starts(const form f) {
+    return dot_offset(f) && !f.halves;
 }
 
 /* Add one block to acc[mr][np]. */
@@ -57,19 +53,24 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t pane
     if (f.halves)
         dot_halves(mr, np, dot, codes, f.codes, pairs, at->q);
     else
-        dot_block(mr, np, dot, codes, f.codes, at->q);
+        dot_block(mr, np, dot, codes, f.codes, at->q, has_starts(f) ? &at->s : NULL);
 #pragma GCC unroll 4
     for (int p = 0; p < np; p++) {
         const uint8_t *header = at->header + p * panel_bytes;
         vf16 w_scale = block_scale(f, header, at->block);
         vf16 w_min = f.mins ? block_min(f, header, at->block) : vf_zero();
         const int16_t *min_pairs = f.mins && f.halves ? block_min_pairs(f, header, at->block, min_room) : NULL;
+        int16_t shifts[2 * CI_ROWS]; /* scales times the offset: what a half's sum of q is multiplied with */
+        for (int i = 0; f.halves && f.offset && i < 2 * CI_ROWS; i++)
+            shifts[i] = (int16_t)(pairs[p][i] * f.offset);
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             int i = t * np + p;
             const char *s = dot_row(at->s, t);
             vf16 d = vf_set1(load_f32(dot_row(at->d, t)));
-            acc[i] = vf_fma(vi_to_float(without_offset(f, dot[i], pairs[p], s)), vf_mul(w_scale, d), acc[i]);
+            if (f.halves && f.offset)
+                dot[i] = vi_sub(dot[i], vi_mul_pairs(shifts, s));
+            acc[i] = vf_fma(vi_to_float(dot[i]), vf_mul(w_scale, d), acc[i]);
             if (f.mins && f.halves)
                 acc[i] = vf_fma(w_min, vf_mul(d, vi_to_float(vi_mul_pairs(min_pairs, s))), acc[i]);
             else if (f.mins)
@@ -87,11 +88,11 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
         acc[i] = vf_zero();
     const int32_t blocks = tile->k / 32;
     const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
-    const void *sums = f.halves ? (const void *)row.half_sums : f.mins ? (const void *)row.scaled : row.sums;
+    const char *sums = (const char *)(f.halves ? (const void *)row.half_sums : row.scaled);
     place at = {
         .q = dot_rows_at(tile->x, tile->x_stride),
         .d = dot_rows_at((const char *)row.scales, tile->x_stride),
-        .s = dot_rows_at((const char *)sums, tile->x_stride),
+        .s = has_starts(f) ? dot_rows_at(tile->prepared, tile->prepared_stride) : dot_rows_at(sums, tile->x_stride),
         .header = tile->panel,
         .codes = tile->panel + header_bytes(f),
     };
@@ -110,6 +111,17 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
+}
+
+/* [K / 32] int32: where the dots of a row's blocks start. */
+DOT_INLINE int64_t starts_bytes(const form f, int32_t k) {
+    return has_starts(f) ? (int64_t)k / 32 * 4 : 0;
+}
+DOT_INLINE void make_starts(const form f, char *out, const char *row, int32_t k) {
+    const int32_t *sums = ci_q8_row_at(row, k).sums;
+    int32_t *starts = (int32_t *)(void *)out;
+    for (int32_t i = 0; i < k / 32; i++)
+        starts[i] = -dot_offset(f) * sums[i];
 }
 
 /* Bytes of a panel: whole tiles. */
@@ -193,12 +205,14 @@ DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t r
     CI_INT_TILE(name, form, mr, 1) CI_INT_TILE(name, form, mr, 2) CI_INT_TILE(name, form, mr, 4)
 #define CI_INT_TILES(name, form)                                                                \
     CI_INT_TILES_OF(name, form, 1) CI_INT_TILES_OF(name, form, 2) CI_INT_TILES_OF(name, form, 3) \
-    CI_INT_TILES_OF(name, form, 4) CI_INT_TILES_OF(name, form, 5) CI_INT_TILES_OF(name, form, 6)
+    CI_INT_TILES_OF(name, form, 4) CI_INT_TILES_OF(name, form, 5) CI_INT_TILES_OF(name, form, 6) \
+    CI_INT_TILES_OF(name, form, 7) CI_INT_TILES_OF(name, form, 8)
 #define CI_INT_ENTRY(name, mr, np) ((mr) <= DOT_MR && (np) <= DOT_NP ? name##_##mr##x##np : NULL)
 #define CI_INT_ENTRIES(name, mr) {CI_INT_ENTRY(name, mr, 1), CI_INT_ENTRY(name, mr, 2), CI_INT_ENTRY(name, mr, 4)}
 #define CI_INT_TABLE(name)                                                                      \
     {CI_INT_ENTRIES(name, 1), CI_INT_ENTRIES(name, 2), CI_INT_ENTRIES(name, 3),                 \
-     CI_INT_ENTRIES(name, 4), CI_INT_ENTRIES(name, 5), CI_INT_ENTRIES(name, 6)}
+     CI_INT_ENTRIES(name, 4), CI_INT_ENTRIES(name, 5), CI_INT_ENTRIES(name, 6),                 \
+     CI_INT_ENTRIES(name, 7), CI_INT_ENTRIES(name, 8)}
 
 /* A weight type of a form: its ci_format ci_##name##_format. Its tiles read panels as they are stored for any number of
  * tokens, unless further fields say how to unpack one. */
@@ -206,7 +220,8 @@ DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t r
     CI_INT_TILES(name, form)                                                                    \
     static const ci_tiles name##_tiles = CI_INT_TABLE(name);                                    \
     static int64_t name##_bytes(int32_t k) { return form_bytes(form, k); }                      \
-    static int64_t name##_prepared_bytes(int32_t k) { (void)k; return 0; }                      \
+    static int64_t name##_prepared_bytes(int32_t k) { return starts_bytes(form, k); }           \
+    static void name##_prepare(char *out, const char *row, int32_t k) { make_starts(form, out, row, k); } \
     static void name##_decode(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n) { \
         (void)k;                                                                                \
         (void)n;                                                                                \
@@ -221,6 +236,7 @@ DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t r
         .panel_bytes = name##_bytes,                                                            \
         .tiles = &name##_tiles,                                                                 \
         .prepared_bytes = name##_prepared_bytes,                                                \
+        .prepare = name##_prepare,                                                              \
         .decode = name##_decode,                                                                \
         __VA_ARGS__                                                                             \
     }

@@ -93,12 +93,13 @@ DOT_INLINE void dot_signed(int mr, vi16 *dot, const uint8_t *block, const int fo
     }
 }
 
-DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x,
+                          const dot_rows *starts) {
     const __m256i ones = _mm256_set1_epi16(1);
     const int group = dot_group(form);
     vi16 sums[DOT_MR];
     (void)np;
-    if (codes_bits(form) == 8) {
+    if (codes_bits(form) == 8) { /* their offset is in the sign: no starts */
         dot_signed(mr, dot, blocks[0], form, x);
         return;
     }
@@ -108,6 +109,11 @@ DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *block
         dot_add(mr, sums, i % group == 0, codes_chunk(form, blocks[0], c), dot_rows_next(x, 4 * c));
         if (i % group == group - 1)
             dot_widen(mr, dot, i == group - 1, sums, (vi16){ones, ones});
+    }
+#pragma GCC unroll 8
+    for (int t = 0; starts && t < mr; t++) {
+        __m256i start = dot_broadcast(dot_row(*starts, t));
+        dot[t] = (vi16){_mm256_add_epi32(dot[t].lo, start), _mm256_add_epi32(dot[t].hi, start)};
     }
 }
 

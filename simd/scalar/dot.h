@@ -56,11 +56,18 @@ DOT_INLINE vi16 dot_chunks(const int form, const uint8_t *block, const int8_t *q
     }
     return sum;
 }
-/* dot = sum(code * q) over the block. */
-DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+/* dot = start + sum(code * q) over the block; start is the int32 at dot_row(*starts, t), or 0 where starts is null. */
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x,
+                          const dot_rows *starts) {
     for (int t = 0; t < mr; t++)
-        for (int p = 0; p < np; p++)
-            dot[t * np + p] = dot_chunks(form, blocks[p], (const int8_t *)dot_row(x, t), 0, 8);
+        for (int p = 0; p < np; p++) {
+            int32_t start = 0;
+            if (starts)
+                memcpy(&start, dot_row(*starts, t), sizeof start);
+            vi16 sum = dot_chunks(form, blocks[p], (const int8_t *)dot_row(x, t), 0, 8);
+            VF_EACH sum.v[i] += start;
+            dot[t * np + p] = sum;
+        }
 }
 /* dot = sc0 * sum(code * q) over the block's first half + sc1 * the same over the second; pairs[p][2r] and [2r + 1] are
  * sc0 and sc1 of row r. Forms of at most 6 bits, |sc| <= 128. */
