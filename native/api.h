@@ -7,10 +7,21 @@ enum ci_type {
     CI_F16 = 1,
     CI_Q4_0 = 2,
     CI_Q4_1 = 3,
+    CI_Q5_0 = 6,
+    CI_Q5_1 = 7,
     CI_Q8_0 = 8,
+    CI_Q2_K = 10,
+    CI_Q3_K = 11,
+    CI_Q4_K = 12,
+    CI_Q5_K = 13,
+    CI_Q6_K = 14,
+    CI_IQ4_NL = 20,
+    CI_IQ4_XS = 23,
     CI_BF16 = 30,
-    /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale][n/32 int32 sum of q],
-     * rows ci_q8_row_bytes(n) apart. Never a weight type. */
+    CI_MXFP4 = 39,
+    /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale d][n/32 int32 s, the sum of a
+     * block's q][n/32 f32 d * (float)s][n/32][2] int16 sums of the block's halves; rows are ci_q8_row_bytes(n) apart.
+     * Never a weight type. */
     CI_Q8A = 1000
 };
 

@@ -21,26 +21,6 @@ enum {
                                0 at 48, +4 % at 96 */
 };
 
-/* null for a type that is no matrix. */
-static const ci_format *format_of(int32_t type) {
-    switch (type) {
-    case CI_F32:
-        return &ci_f32_format;
-    case CI_F16:
-        return &ci_f16_format;
-    case CI_BF16:
-        return &ci_bf16_format;
-    case CI_Q8_0:
-        return &ci_q8_0_format;
-    case CI_Q4_0:
-        return &ci_q4_0_format;
-    case CI_Q4_1:
-        return &ci_q4_1_format;
-    default:
-        return NULL;
-    }
-}
-
 static inline int32_t min32(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
@@ -56,7 +36,7 @@ static int64_t prepared_stride(const ci_op *op) {
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
         if (op->w[i].data) {
-            int64_t bytes = format_of(op->w[i].type)->prepared_bytes(op->k);
+            int64_t bytes = ci_format_of(op->w[i].type)->prepared_bytes(op->k);
             most = bytes > most ? bytes : most;
         }
     return line_up(most);
@@ -64,8 +44,8 @@ static int64_t prepared_stride(const ci_op *op) {
 static int64_t unpacked_bytes(const ci_op *op) {
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
-        if (op->w[i].data && format_of(op->w[i].type)->unpack) {
-            const ci_format *format = format_of(op->w[i].type);
+        if (op->w[i].data && ci_format_of(op->w[i].type)->unpack) {
+            const ci_format *format = ci_format_of(op->w[i].type);
             int64_t bytes = format->unpacked_bytes(op->k) * format->np;
             most = bytes > most ? bytes : most;
         }
@@ -120,7 +100,7 @@ static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_
 
 /* strip[t][column + 16 p + lane] = panels first .. first + n - 1 of the weight times the chunk's tokens. */
 static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n, int32_t column) {
-    const ci_format *format = format_of(weight->type);
+    const ci_format *format = ci_format_of(weight->type);
     const int64_t panel_bytes = format->panel_bytes(weight->k);
     const int32_t height = min32(c->n, format->mr);
     int prepared = format->prepared_bytes(weight->k) != 0;

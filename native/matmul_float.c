@@ -82,24 +82,49 @@ static void bf16_prepare(char *out, const char *row, int32_t k) {
         y[i] = bf16_to_f32(x[i]);
 }
 
+static void f32_decode(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n) {
+    const float *at = (const float *)(const void *)panel + (int64_t)first * CI_ROWS + row;
+    (void)k;
+    for (int32_t i = 0; i < n; i++)
+        out[i] = at[i * CI_ROWS];
+}
+static void f16_decode(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n) {
+    const uint16_t *at = (const uint16_t *)(const void *)panel + (int64_t)first * CI_ROWS + row;
+    (void)k;
+    for (int32_t i = 0; i < n; i++)
+        out[i] = f16_to_f32(at[i * CI_ROWS]);
+}
+static void bf16_decode(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n) {
+    const uint16_t *pairs = (const uint16_t *)(const void *)panel;
+    (void)k;
+    for (int32_t i = first; i < first + n; i++)
+        out[i - first] = bf16_to_f32(pairs[((int64_t)(i / 2) * CI_ROWS + row) * 2 + i % 2]);
+}
+
 const ci_format ci_f32_format = {.type = CI_F32,
+                                 .activation = CI_F32,
                                  .mr = MOST_TOKENS(FLOAT_MOST),
                                  .np = CI_MAX_NP,
                                  .panel_bytes = f32_bytes,
                                  .tiles = &f32_tiles,
-                                 .prepared_bytes = no_bytes};
+                                 .prepared_bytes = no_bytes,
+                                 .decode = f32_decode};
 const ci_format ci_f16_format = {.type = CI_F16,
+                                 .activation = CI_F32,
                                  .mr = MOST_TOKENS(FLOAT_MOST),
                                  .np = CI_MAX_NP,
                                  .panel_bytes = f16_bytes,
                                  .tiles = &f16_tiles,
-                                 .prepared_bytes = no_bytes};
+                                 .prepared_bytes = no_bytes,
+                                 .decode = f16_decode};
 const ci_format ci_bf16_format = {
     .type = CI_BF16,
+    .activation = CI_BF16,
     .mr = MOST_TOKENS(BF16_MOST),
     .np = CI_MAX_NP,
     .panel_bytes = bf16_bytes,
     .tiles = &bf16_tiles,
     .prepared_bytes = bf16_prepared_bytes,
     .prepare = bf16_prepare,
+    .decode = bf16_decode,
 };
