@@ -17,8 +17,6 @@
 enum {
     CHUNK_TOKENS = 96,       /* a multiple of every tile height up to 6 (but 5) */
     CHUNK_BYTES = 320 << 10, /* of input rows: most of an L2 of 512 KiB, with a panel and the strip beside it */
-    UNPACK_TOKENS = 64,      /* from here on nibbles are unpacked once per chunk: measured on Zen 3 -9 % at 24 tokens,
-                               0 at 48, +4 % at 96 */
 };
 
 static inline int32_t min32(int32_t a, int32_t b) {
@@ -115,7 +113,7 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
         .prepared_stride = prepared ? c->prepared_stride : c->x_stride,
         .k = weight->k,
     };
-    int unpack = format->unpack && c->n >= UNPACK_TOKENS;
+    int unpack = format->unpack && c->n >= format->unpack_tokens;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     while (n > 0) {
         int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;

@@ -38,7 +38,8 @@ typedef struct ci_format {
     /* Rewrite one input row as the tiles want it; prepared_bytes is 0 where they take it as it is. */
     int64_t (*prepared_bytes)(int32_t k);
     void (*prepare)(char *out, const char *row, int32_t k);
-    /* For many tokens: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
+    /* From unpack_tokens on: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
+    int32_t unpack_tokens;
     int64_t (*unpacked_bytes)(int32_t k);
     void (*unpack)(uint8_t *out, const uint8_t *panel, int32_t k);
     const ci_tiles *unpacked_tiles;

@@ -29,6 +29,11 @@ DOT_INLINE int32_t load_i32(const char *p) {
     return i;
 }
 
+DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
+    for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
+        __builtin_prefetch(codes + CI_AHEAD + i);
+}
+
 /* What the dots of a block miss: offset times the sum of q, times the scales where halves have their own. */
 DOT_INLINE vi16 without_offset(const form f, vi16 dot, const int16_t *pairs, const char *s) {
     const int offset = DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
@@ -51,8 +56,8 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t pane
     for (int p = 0; p < np; p++) {
         codes[p] = at->codes + p * panel_bytes;
         pairs[p] = f.halves ? block_pairs(f, at->header + p * panel_bytes, at->block, room[p]) : NULL;
-        for (int32_t i = 0; f.header != HEADER_UNPACKED && i < tile_bytes(f) / tile_blocks(f); i += 64)
-            __builtin_prefetch(codes[p] + CI_AHEAD + i);
+        if (f.header != HEADER_UNPACKED)
+            fetch_ahead(f, codes[p]);
     }
     if (f.halves)
         dot_halves(mr, np, dot, codes, f.codes, pairs, at->q);
@@ -131,6 +136,7 @@ DOT_INLINE void unpack(const form f, const form wide, uint8_t *out, const uint8_
         const uint8_t *header = tile_of(f, panel, block), *codes = codes_of(f, header, block);
         int i = block % tile_blocks(f);
         int16_t room[2 * CI_ROWS];
+        fetch_ahead(f, codes);
         vf_store((float *)(void *)out, block_scale(f, header, i));
         out += 64;
         if (f.mins) {
@@ -224,11 +230,11 @@ DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t r
         .decode = name##_decode,                                                                \
         __VA_ARGS__                                                                             \
     }
-/* The same, unpacked for many tokens to the form `wide`, whose tiles another file makes. */
-#define CI_INT_FORMAT_UNPACKED(name, number, form, wide, wide_tiles)                            \
+/* The same, unpacked from `tokens` tokens on to the form `wide`, whose tiles another file makes. */
+#define CI_INT_FORMAT_UNPACKED(name, number, form, tokens, wide, wide_tiles)                    \
     static int64_t name##_unpacked_bytes(int32_t k) { return form_bytes(wide, k); }             \
     static void name##_unpack(uint8_t *out, const uint8_t *panel, int32_t k) { unpack(form, wide, out, panel, k); } \
-    CI_INT_FORMAT(name, number, form, .unpacked_bytes = name##_unpacked_bytes, .unpack = name##_unpack, \
+    CI_INT_FORMAT(name, number, form, .unpack_tokens = tokens, .unpacked_bytes = name##_unpacked_bytes, .unpack = name##_unpack, \
                   .unpacked_tiles = &wide_tiles)
 /* clang-format on */
 #endif

@@ -3,4 +3,4 @@
 
 #define FORM ((form){.codes = CODES_IQ4, .offset = 128, .header = HEADER_IQ4_XS})
 
-CI_INT_FORMAT_UNPACKED(iq4_xs, CI_IQ4_XS, FORM, CI_U8_128, ci_u8_128_tiles);
+CI_INT_FORMAT_UNPACKED(iq4_xs, CI_IQ4_XS, FORM, CI_FEW, CI_U8_128, ci_u8_128_tiles);

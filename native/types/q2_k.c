@@ -3,4 +3,4 @@
 
 #define FORM ((form){.codes = CODES_T, .mins = 1, .halves = 1, .header = HEADER_Q2_K})
 
-CI_INT_FORMAT_UNPACKED(q2_k, CI_Q2_K, FORM, CI_HALVES_U4_MIN, ci_halves_u4_min_tiles);
+CI_INT_FORMAT_UNPACKED(q2_k, CI_Q2_K, FORM, CI_FEW, CI_HALVES_U4_MIN, ci_halves_u4_min_tiles);

@@ -3,4 +3,4 @@
 
 #define FORM ((form){.codes = CODES_NB, .mins = 1, .header = HEADER_F16})
 
-CI_INT_FORMAT_UNPACKED(q5_1, CI_Q5_1, FORM, CI_U5_MIN, ci_u5_min_tiles);
+CI_INT_FORMAT_UNPACKED(q5_1, CI_Q5_1, FORM, CI_FEW, CI_U5_MIN, ci_u5_min_tiles);

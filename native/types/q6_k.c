@@ -3,4 +3,4 @@
 
 #define FORM ((form){.codes = CODES_NT, .offset = 32, .halves = 1, .header = HEADER_Q6_K})
 
-CI_INT_FORMAT_UNPACKED(q6_k, CI_Q6_K, FORM, CI_HALVES_U6_32, ci_halves_u6_32_tiles);
+CI_INT_FORMAT_UNPACKED(q6_k, CI_Q6_K, FORM, CI_FEW, CI_HALVES_U6_32, ci_halves_u6_32_tiles);
