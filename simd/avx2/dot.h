@@ -16,15 +16,8 @@ typedef struct {
     __m256i lo, hi;
 } vi16;
 
-DOT_INLINE vi16 vi_set1(int32_t a) {
-    __m256i v = _mm256_set1_epi32(a);
-    return (vi16){v, v};
-}
 DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     return (vi16){_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
-}
-DOT_INLINE vi16 vi_mul_pow2(vi16 a, int bits) {
-    return (vi16){_mm256_slli_epi32(a.lo, bits), _mm256_slli_epi32(a.hi, bits)};
 }
 DOT_INLINE vf16 vi_to_float(vi16 a) {
     return (vf16){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};

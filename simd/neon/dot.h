@@ -38,7 +38,8 @@ DOT_INLINE int32x4_t dot_rows_of(dot_words s) {
     return vpaddq_s32(vpaddlq_s16(s.low), vpaddlq_s16(s.high));
 }
 
-DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x,
+                          const dot_rows *starts) {
     const int group = dot_group(form);
     dot_words sums[DOT_MR];
     dot_longs wide[DOT_MR];
@@ -61,6 +62,9 @@ DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *block
         for (int t = 0; t < mr; t++)
             dot[t].v[i] = group == 8 ? dot_rows_of(sums[t]) : vpaddq_s32(wide[t].low, wide[t].high);
     }
+#pragma GCC unroll 8
+    for (int t = 0; starts && t < mr; t++)
+        vi_add_start(&dot[t], dot_row(*starts, t));
 }
 
 DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,

@@ -9,16 +9,8 @@ typedef struct {
     int32x4_t v[4];
 } vi16;
 
-DOT_INLINE vi16 vi_set1(int32_t a) {
-    int32x4_t v = vdupq_n_s32(a);
-    return (vi16){{v, v, v, v}};
-}
 DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     VF_QUARTERS a.v[i] = vsubq_s32(a.v[i], b.v[i]);
-    return a;
-}
-DOT_INLINE vi16 vi_mul_pow2(vi16 a, int bits) {
-    VF_QUARTERS a.v[i] = vshlq_s32(a.v[i], vdupq_n_s32(bits));
     return a;
 }
 DOT_INLINE vf16 vi_to_float(vi16 a) {
@@ -35,6 +27,13 @@ DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
         r.v[i] = vmlal_n_s16(vmull_n_s16(rows.val[0], s[0]), rows.val[1], s[1]);
     }
     return r;
+}
+
+/* dot += the int32 at `start`, in every row. */
+DOT_INLINE void vi_add_start(vi16 *dot, const char *start) {
+    int32_t s;
+    memcpy(&s, start, sizeof s);
+    VF_QUARTERS dot->v[i] = vaddq_s32(dot->v[i], vdupq_n_s32(s));
 }
 
 /* Quarter i (4 rows) of chunk c as signed bytes: codes of at most 6 bits as they stand, those of 8 as code - 128. */

@@ -1,5 +1,5 @@
-/* Integer dots with SDOT by element: a block of a token is two registers, whose lanes are its chunks. One quarter of the
- * rows at a time, so that 6 tokens need 12 registers for their activations and 6 for sums. */
+/* Integer dots with SDOT by element: a block of a token is two registers, whose lanes are its chunks. One quarter of
+ * the rows at a time, so that 6 tokens need 12 registers for their activations and 6 for sums. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
 #include <vi16.h>
@@ -40,7 +40,8 @@ DOT_INLINE void dot_add(int mr, int32x4_t *sums, int first, int8x16_t codes, con
         sums[t] = dot_lane(first ? vdupq_n_s32(0) : sums[t], codes, &x[t], c);
 }
 
-DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows rows) {
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows rows,
+                          const dot_rows *starts) {
     dot_x x[DOT_MR];
     int32x4_t sums[DOT_MR];
     (void)np;
@@ -56,6 +57,9 @@ DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *block
         for (int t = 0; t < mr; t++)
             dot[t].v[i] = sums[t];
     }
+#pragma GCC unroll 8
+    for (int t = 0; starts && t < mr; t++)
+        vi_add_start(&dot[t], dot_row(*starts, t));
 }
 
 DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,

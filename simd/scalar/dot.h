@@ -29,10 +29,6 @@ DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     VF_EACH a.v[i] -= b.v[i];
     return a;
 }
-DOT_INLINE vi16 vi_mul_pow2(vi16 a, int bits) {
-    VF_EACH a.v[i] *= 1 << bits;
-    return a;
-}
 DOT_INLINE vf16 vi_to_float(vi16 a) {
     vf16 r;
     VF_EACH r.v[i] = (float)a.v[i];
