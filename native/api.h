@@ -39,8 +39,11 @@ typedef struct ci_weight {
 } ci_weight;
 
 typedef struct ci_op {
-    int32_t kind;            /* ci_op_kind */
-    int32_t barrier_before;  /* 1: the team meets before this op starts */
+    int32_t kind;             /* ci_op_kind */
+    int32_t barrier_before;   /* 1: the team meets before this op starts, in a step that is not small */
+    int32_t barrier_if_small; /* 1: the same, in a small step (ci_run says what that is) */
+    int32_t out_slot;   /* s > 0: in a small step each thread writes the whole of out into slot s of its own memory */
+    int32_t in_slot[2]; /* and reads in[i] there; 0: out and in[i] are the team's in every step */
     int32_t rows_are_logits; /* 0: the op runs over the T tokens; 1: over the R rows that need logits */
     int32_t n;               /* output width */
     int32_t k;               /* input width */
@@ -98,7 +101,9 @@ typedef struct ci_program {
  * a type the op has no kernel for. */
 int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type);
 
-/* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. */
+/* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. A step is small where ops with an
+ * out_slot have so few values that a barrier costs more than for each thread to compute all of them; the results are
+ * the same. A step without logit rows ends with the last op that writes KV. */
 int32_t ci_run(const ci_program *program, const ci_batch *batch);
 
 /* Bytes of workspace that ci_run needs: private per thread, and shared. max_tokens and max_context bound any batch. */

@@ -58,7 +58,8 @@ class Executable(Protocol):
     def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
         """Rows of a buffer after a run: f32 [rows, width], or raw bytes [rows, row_bytes] for q8 and bf16.
 
-        Only buffers whose memory no later op reuses are still intact; the output always is.
+        Only buffers whose memory no later op reuses are still intact, and not those that a device computes in another
+        place or not at all because of the step's size; the output always is.
         """
         ...
 
