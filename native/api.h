@@ -110,6 +110,67 @@ int32_t ci_run(const ci_program *program, const ci_batch *batch);
 int64_t ci_thread_bytes(const ci_op *ops, int32_t n_ops, int32_t max_tokens);
 int64_t ci_shared_bytes(const ci_op *ops, int32_t n_ops, int32_t n_threads, int32_t max_tokens, int32_t max_context);
 
+/* How one row of logits becomes a token: what filters do, and in which order, is said in cpuinfer/engine/sampler.py. */
+typedef struct ci_choice {
+    double temperature; /* 0: the largest logit, the lowest id of equals */
+    double top_p;       /* in (0, 1] */
+    double min_p;       /* in [0, 1] */
+    uint64_t seed;
+    int32_t choice; /* a draw depends on (seed, choice, position) */
+    int32_t position;
+    int32_t row;        /* of the logits; every choice has its own */
+    int32_t top_k;      /* 0: off */
+    int32_t edit_begin; /* logits that are others for this choice: edits edit_begin .. edit_end - 1, each of one id */
+    int32_t edit_end;
+    int32_t token; /* out: the token; -1 where the largest logit is not finite */
+    int32_t unused;
+} ci_choice;
+
+typedef struct ci_sampling {
+    float *logits; /* [rows][vocab], as they were when ci_sample returns */
+    int32_t vocab; /* at most 2^18, so that sums of weights fit 62 bits */
+    int32_t n;
+    int32_t n_threads;
+    ci_choice *choices;      /* [n] */
+    const int32_t *edit_ids; /* [edits] */
+    float *edit_values;      /* [edits] */
+    void *workspace;         /* 64-byte aligned, ci_sample_bytes() long */
+} ci_sampling;
+
+/* Choose n tokens. */
+void ci_sample(const ci_sampling *sampling);
+
+/* How likely a token is after one row of logits, and the most likely ones. */
+typedef struct ci_score {
+    int32_t row;
+    int32_t token;
+    int32_t n;          /* tokens to list */
+    int32_t list_begin; /* where, in the lists of ci_scoring */
+    int64_t total;      /* out: sum of all weights at temperature 1; -1 where the largest logit is not finite */
+    float top;          /* out: the largest logit */
+    float value;        /* out: the token's */
+    int32_t rank;       /* out: of the token, from 1 up; equals share the first's */
+    int32_t listed;     /* out: min(n, vocab) */
+} ci_score;
+
+typedef struct ci_scoring {
+    const float *logits;
+    int32_t vocab;
+    int32_t n;
+    int32_t n_threads;
+    ci_score *scores; /* [n] */
+    int32_t *ids;     /* out: the most likely tokens of every score, equals by id; then their ranks and logits */
+    int32_t *ranks;
+    float *values;
+    void *workspace;
+} ci_scoring;
+
+/* Score n tokens. */
+void ci_score_tokens(const ci_scoring *scoring);
+
+/* Bytes of workspace for either. */
+int64_t ci_sample_bytes(int32_t vocab, int32_t n_threads);
+
 /* Bytes of one CI_Q8A row of width n. */
 int64_t ci_q8_row_bytes(int32_t n);
 

@@ -12,6 +12,7 @@ from cpuinfer.devices.arena import Allocator, allocate
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.native_sampler import NativeSampler
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.passes import PASSES, memory, optimise
 from cpuinfer.graph.passes.replicas import replicas
@@ -100,6 +101,7 @@ class NativeExecutable:
         self._batch = self._ffi.new("ci_batch *")
         self._rows = {"T": 0, "R": 0}
         self._logits = self._view(program.output, limits.max_rows)
+        self.sampler = NativeSampler(library, program.vocab_size, threads, allocator)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
