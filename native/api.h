@@ -50,8 +50,11 @@ typedef struct ci_weight {
 } ci_weight;
 
 typedef struct ci_op {
-    int32_t kind;            /* ci_op_kind */
-    int32_t barrier_before;  /* 1: the team meets before this op starts */
+    int32_t kind;             /* ci_op_kind */
+    int32_t barrier_before;   /* 1: the team meets before this op starts, in a step that is not small */
+    int32_t barrier_if_small; /* 1: the same, in a small step (ci_run says what that is) */
+    int32_t out_slot;   /* s > 0: in a small step each thread writes the whole of out into slot s of its own memory */
+    int32_t in_slot[2]; /* and reads in[i] there; 0: out and in[i] are the team's in every step */
     int32_t rows_are_logits; /* 0: the op runs over the T tokens; 1: over the R rows that need logits */
     int32_t n;               /* output width */
     int32_t k;               /* input width */
@@ -109,12 +112,75 @@ typedef struct ci_program {
  * a type the op has no kernel for. */
 int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type);
 
-/* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. */
+/* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. A step is small where ops with an
+ * out_slot have so few values that a barrier costs more than for each thread to compute all of them; the results are
+ * the same. A step without logit rows ends with the last op that writes KV. */
 int32_t ci_run(const ci_program *program, const ci_batch *batch);
 
 /* Bytes of workspace that ci_run needs: private per thread, and shared. max_tokens and max_context bound any batch. */
 int64_t ci_thread_bytes(const ci_op *ops, int32_t n_ops, int32_t max_tokens);
 int64_t ci_shared_bytes(const ci_op *ops, int32_t n_ops, int32_t n_threads, int32_t max_tokens, int32_t max_context);
+
+/* How one row of logits becomes a token: what filters do, and in which order, is said in cpuinfer/engine/sampler.py. */
+typedef struct ci_choice {
+    double temperature; /* 0: the largest logit, the lowest id of equals */
+    double top_p;       /* in (0, 1] */
+    double min_p;       /* in [0, 1] */
+    uint64_t seed;
+    int32_t choice; /* a draw depends on (seed, choice, position) */
+    int32_t position;
+    int32_t row;        /* of the logits; every choice has its own */
+    int32_t top_k;      /* 0: off */
+    int32_t edit_begin; /* logits that are others for this choice: edits edit_begin .. edit_end - 1, each of one id */
+    int32_t edit_end;
+    int32_t token; /* out: the token; -1 where the largest logit is not finite */
+    int32_t unused;
+} ci_choice;
+
+typedef struct ci_sampling {
+    float *logits; /* [rows][vocab], as they were when ci_sample returns */
+    int32_t vocab; /* at most 2^18, so that sums of weights fit 62 bits */
+    int32_t n;
+    int32_t n_threads;
+    ci_choice *choices;      /* [n] */
+    const int32_t *edit_ids; /* [edits] */
+    float *edit_values;      /* [edits] */
+    void *workspace;         /* 64-byte aligned, ci_sample_bytes() long */
+} ci_sampling;
+
+/* Choose n tokens. */
+void ci_sample(const ci_sampling *sampling);
+
+/* How likely a token is after one row of logits, and the most likely ones. */
+typedef struct ci_score {
+    int32_t row;
+    int32_t token;
+    int32_t n;          /* tokens to list */
+    int32_t list_begin; /* where, in the lists of ci_scoring */
+    int64_t total;      /* out: sum of all weights at temperature 1; -1 where the largest logit is not finite */
+    float top;          /* out: the largest logit */
+    float value;        /* out: the token's */
+    int32_t rank;       /* out: of the token, from 1 up; equals share the first's */
+    int32_t listed;     /* out: min(n, vocab) */
+} ci_score;
+
+typedef struct ci_scoring {
+    const float *logits;
+    int32_t vocab;
+    int32_t n;
+    int32_t n_threads;
+    ci_score *scores; /* [n] */
+    int32_t *ids;     /* out: the most likely tokens of every score, equals by id; then their ranks and logits */
+    int32_t *ranks;
+    float *values;
+    void *workspace;
+} ci_scoring;
+
+/* Score n tokens. */
+void ci_score_tokens(const ci_scoring *scoring);
+
+/* Bytes of workspace for either. */
+int64_t ci_sample_bytes(int32_t vocab, int32_t n_threads);
 
 /* Bytes of one CI_Q8A row of width n. */
 int64_t ci_q8_row_bytes(int32_t n);

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from cpuinfer.graph.ops import spec_of
@@ -21,8 +21,8 @@ class Access:
     writes: tuple[Range, ...]
 
 
-def barriers(program: Program, memory: MemoryPlan) -> list[bool]:
-    """Per op: whether the team must meet before it.
+def barriers(program: Program, memory: MemoryPlan, private: Collection[str] = ()) -> list[bool]:
+    """Per op: whether the team must meet before it. `private`: buffers of which each thread makes its own.
 
     It must where the op touches what another op wrote, or writes what another op read, since the team last met: any
     thread may have done that, and any other may do this.
@@ -30,7 +30,7 @@ def barriers(program: Program, memory: MemoryPlan) -> list[bool]:
     meet: list[bool] = []
     reads: set[Range] = set()
     writes: set[Range] = set()
-    for access in accesses(program, memory):
+    for access in accesses(program, memory, private):
         clash = _meets(access.reads, writes) or _meets(access.writes, reads | writes)
         if clash:
             reads, writes = set(), set()
@@ -40,17 +40,19 @@ def barriers(program: Program, memory: MemoryPlan) -> list[bool]:
     return meet
 
 
-def accesses(program: Program, memory: MemoryPlan) -> list[Access]:
-    """What each op reads and writes, in order."""
+def accesses(program: Program, memory: MemoryPlan, private: Collection[str] = ()) -> list[Access]:
+    """What each op reads and writes of what the team shares, in order; `private` buffers it does not share."""
 
-    def place(name: str) -> Range:
-        begin = memory.offsets[name]
-        return ("arena", begin, begin + memory.sizes[name])
+    def places(names: Iterable[str]) -> list[Range]:
+        return [
+            ("arena", memory.offsets[name], memory.offsets[name] + memory.sizes[name])
+            for name in names
+            if name not in private
+        ]
 
     found = []
     for op in program.ops:
-        reads = [place(name) for name in op.inputs]
-        writes = [place(name) for name in op.outputs]
+        reads, writes = places(op.inputs), places(op.outputs)
         kv = spec_of(op).kv
         if kv:
             (reads if kv == "read" else writes).append((f"kv{op.attrs['layer']}", 0, 1))

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cpuinfer.devices.sampling import Sampler
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
 from cpuinfer.graph.r16k4 import packed_nbytes
@@ -46,7 +47,15 @@ class Limits:
 
 
 class Executable(Protocol):
-    """A compiled Program with its memory. Not thread-safe: one caller at a time."""
+    """A compiled Program with its memory. Not thread-safe: one caller at a time.
+
+    sampler: chooses tokens from what `run` returned; None where the device leaves that to the engine.
+    """
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """See the class."""
+        ...
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [R, V], a view valid until the next run.
@@ -58,7 +67,8 @@ class Executable(Protocol):
     def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
         """Rows of a buffer after a run: f32 [rows, width], or raw bytes [rows, row_bytes] for q8 and bf16.
 
-        Only buffers whose memory no later op reuses are still intact; the output always is.
+        Only buffers whose memory no later op reuses are still intact, and not those that a device computes in another
+        place or not at all because of the step's size; the output always is.
         """
         ...
 

@@ -12,8 +12,10 @@ from cpuinfer.devices.arena import Allocator, allocate
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.native_sampler import NativeSampler
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
 from cpuinfer.machine import cpu
@@ -91,13 +93,15 @@ class NativeExecutable:
         }
         # The structs hold bare addresses: what they point to lives as long as this object.
         self._weights = {name: weights[name] for name in program.weights}
-        self._ops = self._translate(barriers(program, self._memory))
+        self._slots = replicas(program)
+        self._ops = self._translate()
         self._check_ops()
         self._seconds = np.zeros(len(program.ops))
         self._program = self._assemble(threads, allocator, measure)
         self._batch = self._ffi.new("ci_batch *")
         self._rows = {"T": 0, "R": 0}
         self._logits = self._view(program.output, limits.max_rows)
+        self.sampler = NativeSampler(library, program.vocab_size, threads, allocator)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
@@ -143,10 +147,10 @@ class NativeExecutable:
         self._seconds[:] = 0
         return seconds
 
-    @property
-    def n_barriers(self) -> int:
-        """How often the team meets in a step."""
-        return sum(self._ops[i].barrier_before for i in range(len(self.program.ops)))
+    def n_barriers(self, small: bool) -> int:
+        """How often the team meets in a step, small (one of few rows: a decoding one) or not."""
+        name = "barrier_if_small" if small else "barrier_before"
+        return sum(getattr(self._ops[i], name) for i in range(len(self.program.ops)))
 
     def _view(self, buffer: str, rows: int) -> NDArray[Any]:
         spec = self.program.buffers[buffer]
@@ -158,11 +162,13 @@ class NativeExecutable:
     def _pointer(self, array: NDArray[Any]) -> Any:
         return self._ffi.cast("void *", array.ctypes.data)
 
-    def _translate(self, meet: list[bool]) -> Any:
+    def _translate(self) -> Any:
         ops = self._ffi.new("ci_op[]", len(self.program.ops))
-        for c, op, barrier in zip(ops, self.program.ops, meet, strict=True):
-            self._fill(c, op)
-            c.barrier_before = barrier
+        meet = barriers(self.program, self._memory)
+        meet_if_small = barriers(self.program, self._memory, self._slots)
+        for i, op in enumerate(self.program.ops):
+            self._fill(ops[i], op)
+            ops[i].barrier_before, ops[i].barrier_if_small = meet[i], meet_if_small[i]
         return ops
 
     def _fill(self, c: Any, op: Op) -> None:
@@ -183,7 +189,9 @@ class NativeExecutable:
         inputs = getattr(c, "in")  # a keyword of Python
         for i, name in enumerate(op.inputs):
             inputs[i] = self._pointer(self._arena[self._memory.offsets[name] :])
+            c.in_slot[i] = self._slots.get(name, 0)
         if op.outputs:
+            c.out_slot = self._slots.get(op.outputs[0], 0)
             c.out = self._pointer(self._arena[self._memory.offsets[op.outputs[0]] :])
         for i, name in enumerate(op.weights):
             weight = self._weights[name]

@@ -113,6 +113,8 @@ class Step:
 class ReferenceExecutable:
     """A checked Program with its KV pages. See devices.base.Executable."""
 
+    sampler = None
+
     def __init__(self, program: Program, weights: Mapping[str, Weight], limits: Limits) -> None:
         self._program = program
         self._weights = weights

@@ -1,4 +1,4 @@
-"""From a row of logits to a token: pure functions, one row at a time.
+"""From a row of logits to a token: pure functions, one row at a time, and the reference of every device's sampler.
 
 Order: repetition penalty, frequency and presence penalty, logit bias, the mask of min_tokens; then
 greedy takes the largest logit (the lowest id of equals). Otherwise temperature, top-k, typical,
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
+from cpuinfer.devices.sampling import Choice, Edits, Filters, Score, Scored
+from cpuinfer.engine.adjust import Adjustment
 from cpuinfer.engine.numerics import log_total, portion, weights
 from cpuinfer.engine.random import random_bits
 
@@ -27,8 +29,7 @@ Ids = NDArray[np.int64]
 _GROUPS = 16  # top-k looks at 1/16 of the logits: maxima of groups of 16
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """A token's natural log-probability and rank (1: the most likely) by the model itself."""
 
     token: int
@@ -48,25 +49,15 @@ def adjust(
     tokens: n_prompt of the prompt, then the generated. end_ids: tokens that would end the
     completion, masked until min_tokens have been generated.
     """
-    n_generated = len(tokens) - n_prompt
-    penalised = params.presence_penalty != 0 or params.frequency_penalty != 0
-    masked = n_generated < params.min_tokens
-    if not (penalised or masked or params.repetition_penalty != 1 or params.logit_bias):
+    return edited(logits, Adjustment(params, end_ids).edits(logits, tokens, n_prompt))
+
+
+def edited(logits: Logits, edits: Edits | None) -> Logits:
+    """Logits [V] with the edits in their places; the argument itself where there are none."""
+    if edits is None:
         return logits
     logits = logits.copy()
-    if params.repetition_penalty != 1:
-        seen = np.array(tokens, np.int64)  # one that is there twice is written the same value twice
-        values = logits[seen]
-        penalty = np.float32(params.repetition_penalty)
-        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
-    if penalised and n_generated:
-        counts = np.bincount(tokens[n_prompt:]).astype(np.float32)
-        logits[: len(counts)] -= counts * np.float32(params.frequency_penalty)
-        logits[: len(counts)] -= (counts > 0) * np.float32(params.presence_penalty)
-    for token, bias in (params.logit_bias or {}).items():
-        logits[token] += np.float32(bias)
-    if masked:
-        logits[list(end_ids)] = -np.inf
+    logits[edits.ids] = edits.values
     return logits
 
 
@@ -135,7 +126,7 @@ def typical_mask(w: NDArray[np.int64], gaps: NDArray[np.float64], p: float) -> N
     return keep
 
 
-def candidates(logits: Logits, params: SamplingParams) -> tuple[Ids, NDArray[np.int64]]:
+def candidates(logits: Logits, params: Filters) -> tuple[Ids, NDArray[np.int64]]:
     """Ascending ids [n] that the filters keep, and their integer weights [n]."""
     top = float(logits[best(logits)])
     ids = top_ids(logits, params.top_k)
@@ -154,7 +145,7 @@ def candidates(logits: Logits, params: SamplingParams) -> tuple[Ids, NDArray[np.
     return ids, w
 
 
-def draw(logits: Logits, params: SamplingParams, bits: int) -> int:
+def draw(logits: Logits, params: Filters, bits: int) -> int:
     """The token that 64 uniform bits choose from adjusted logits [V]."""
     if params.greedy:
         return best(logits)
@@ -181,22 +172,48 @@ def sample(
     return draw(logits, params, bits)
 
 
-def logprobs(logits: Logits, token: int, n: int) -> tuple[TokenLogprob, ...]:
-    """The token, then the others of the n most likely by logits [V] (equals: the lowest ids).
+class NumpySampler:
+    """The Sampler of devices that have none of their own, and the definition of what others do."""
 
-    Raises ValueError where the logits are not finite.
-    """
-    top = float(logits[best(logits)])
-    log_z = log_total(int(weights(logits, top, 1.0).sum()))
-    ids = top_ids(logits, n) if n > 0 else np.empty(0, np.int64)
-    ids = ids[np.argsort(-logits[ids], kind="stable")][:n]
-    descending = -logits[ids]
-    listed = [
-        TokenLogprob(
-            token, float(logits[token]) - top - log_z, 1 + int((logits > logits[token]).sum())
-        )
-    ]
-    for i, rank in zip(ids.tolist(), descending.searchsorted(descending).tolist(), strict=True):
+    def choose(self, logits: Logits, choices: Sequence[Choice]) -> list[int]:
+        """As devices.sampling.Sampler.choose, but raises ValueError where the largest logit is not finite."""
+        return [
+            draw(
+                edited(logits[choice.row], choice.edits),
+                choice.filters,
+                0
+                if choice.filters.greedy
+                else random_bits(choice.seed, choice.choice, choice.position),
+            )
+            for choice in choices
+        ]
+
+    def score(self, logits: Logits, scores: Sequence[Score]) -> list[Scored]:
+        """As devices.sampling.Sampler.score, but raises ValueError where the largest logit is not finite."""
+        return [_score(logits[score.row], score) for score in scores]
+
+
+def _score(row: Logits, score: Score) -> Scored:
+    top = float(row[best(row)])
+    ids = top_ids(row, score.n) if score.n > 0 else np.empty(0, np.int64)
+    ids = ids[np.argsort(-row[ids], kind="stable")][: score.n]
+    descending = -row[ids]
+    return Scored(
+        top,
+        int(weights(row, top, 1.0).sum()),
+        float(row[score.token]),
+        1 + int((row > row[score.token]).sum()),
+        ids.tolist(),
+        (1 + descending.searchsorted(descending)).tolist(),
+        row[ids].tolist(),
+    )
+
+
+def logprobs(scored: Scored, token: int) -> tuple[TokenLogprob, ...]:
+    """The token, then the others of the most likely ones that were listed (equals: the lowest ids)."""
+    log_z = log_total(scored.total)
+    listed = [TokenLogprob(token, scored.value - scored.top - log_z, scored.rank)]
+    for i, rank, value in zip(scored.ids, scored.ranks, scored.values, strict=True):
         if i != token:
-            listed.append(TokenLogprob(i, float(logits[i]) - top - log_z, 1 + rank))
+            listed.append(TokenLogprob(i, value - scored.top - log_z, rank))
     return tuple(listed)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
+from cpuinfer.engine.adjust import Adjustment
 from cpuinfer.engine.numerics import MAX_VOCAB
 from cpuinfer.engine.outputs import Detokenizer, TextStream
 from cpuinfer.engine.sampler import TokenLogprob
@@ -27,7 +28,8 @@ class Sequence:
     tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end
     it. computed: tokens whose keys and values are in `pages` (int32 page numbers, one per 16
     positions). logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
-    that generates nothing. prompt_logprobs: None where not wanted.
+    that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the logits, None
+    where they stay as they are.
     """
 
     params: SamplingParams
@@ -48,6 +50,10 @@ class Sequence:
     started: float | None = None
     first_token: float | None = None
     finished: float | None = None
+    adjustment: Adjustment | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adjustment = Adjustment.of(self.params, self.end_ids)
 
     @property
     def prompt(self) -> list[int]:

@@ -14,6 +14,7 @@ from cpuinfer.devices.barriers import accesses, barriers
 from cpuinfer.devices.base import Batch, Limits
 from cpuinfer.graph.dtypes import KVType, WeightType
 from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Program
 from cpuinfer.models import llama
 
@@ -59,6 +60,37 @@ def test_passes_change_no_bit() -> None:
     lowered = {name: PASSES[name] for name in ("hoist_rows", "lower")}
     plain = logits(NativeDevice(2, passes=lowered), ragged())
     assert logits(NativeDevice(2), ragged()).tobytes() == plain.tobytes()
+
+
+@needs_native
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_large_step_and_small_ones_give_the_same_bits(threads: int) -> None:
+    """Of 256 tokens a norm has more than 8192 values: shared by the team, and not done by every thread."""
+    tokens, pages = [i * 7 % 97 for i in range(256)], list(range(16))
+    every = list(range(256))
+    limits = Limits(max_tokens=256, max_rows=256, n_pages=16, max_context=256)
+    built = llama.build(tiny.METADATA, TYPES, max_positions=256)
+    executable = NativeDevice(threads).compile(built, tiny.weights(TYPES), limits)
+    assert executable.n_barriers(small=True) < executable.n_barriers(small=False)
+    whole = executable.run(tiny.batch([tokens], [0], [pages], every)).copy()
+    for begin, end in ((0, 1), (1, 3), (3, 40), (40, 256)):
+        rows = every[: end - begin]
+        part = executable.run(tiny.batch([tokens[begin:end]], [begin], [pages], rows))
+        assert part.tobytes() == whole[begin:end].tobytes()
+
+
+def test_five_barriers_a_layer_in_small_steps() -> None:
+    """q, k and v; attention; its output's product; gate and up; down. The norms and quantise are each thread's own."""
+    counts = []
+    for layers in (2, 4):
+        types = dict(TYPES)
+        for i in range(2, layers):
+            own = {k: v for k, v in TYPES.items() if k.startswith(f"blk.{i % 2}.")}
+            types |= {k.replace(f"blk.{i % 2}.", f"blk.{i}."): v for k, v in own.items()}
+        built = optimise(llama.build({**tiny.METADATA, "llama.block_count": layers}, types))
+        plan = memory.plan(built, LIMITS.max_tokens, LIMITS.max_rows)
+        counts.append(sum(barriers(built, plan, replicas(built))))
+    assert counts[1] - counts[0] == 2 * 5
 
 
 @needs_native
@@ -188,11 +220,15 @@ def test_more_memory_than_there_is_is_an_error() -> None:
         NativeDevice(1).compile(program(), tiny.weights(TYPES), limits)
 
 
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("passes", [{}, PASSES], ids=["as built", "optimised"])
-def test_barriers_stand_between_all_that_share_memory(passes: dict[str, object]) -> None:
+def test_barriers_stand_between_all_that_share_memory(
+    passes: dict[str, object], small: bool
+) -> None:
     built = optimise(program(), passes)
     plan = memory.plan(built, LIMITS.max_tokens, LIMITS.max_rows)
-    meet, touched = barriers(built, plan), accesses(built, plan)
+    private = replicas(built) if small else {}
+    meet, touched = barriers(built, plan, private), accesses(built, plan, private)
 
     def shares(some: tuple, others: tuple) -> bool:
         return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in some for b in others)

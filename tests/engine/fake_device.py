@@ -24,6 +24,8 @@ class FakeExecutable:
     Checks of every batch what the contract promises.
     """
 
+    sampler = None
+
     def __init__(self, limits: Limits, vocab: int = VOCAB) -> None:
         self.limits = limits
         self.vocab = vocab

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import Batch, Limits
+from cpuinfer.devices.sampling import Score
 from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.sampler import logprobs, sample
+from cpuinfer.engine.sampler import NumpySampler, TokenLogprob, logprobs, sample
 from cpuinfer.engine.sequence import Bounds, Request, Sequence
 
 EOS = frozenset({13, 14})
@@ -36,6 +37,11 @@ def request(prompt: list[int], params: SamplingParams, limits: Bounds | None = N
     return (limits or bounds()).request(str(next(_numbers)), prompt, params, FakeDetokenizer)
 
 
+def listed_logprobs(row: NDArray[np.float32], token: int, n: int) -> tuple[TokenLogprob, ...]:
+    (scored,) = NumpySampler().score(row[None], [Score(0, token, n)])
+    return logprobs(scored, token)
+
+
 def alone(
     prompt: list[int], params: SamplingParams, choice: int, seed: int, limit: int
 ) -> Sequence:
@@ -49,7 +55,7 @@ def alone(
     while sequence.finish_reason is None:
         row = hash_logits(sequence.tokens)
         token = sample(row, params, sequence.tokens, len(prompt), sequence.end_ids, seed, choice)
-        listed = None if params.logprobs is None else logprobs(row, token, params.logprobs)
+        listed = None if params.logprobs is None else listed_logprobs(row, token, params.logprobs)
         sequence.append(token, listed)
     return sequence
 
@@ -99,7 +105,7 @@ def check(made: Request) -> None:
         assert first.prompt_logprobs is None
     else:
         assert first.prompt_logprobs == [None] + [
-            logprobs(hash_logits(first.prompt[:i]), first.prompt[i], n)
+            listed_logprobs(hash_logits(first.prompt[:i]), first.prompt[i], n)
             for i in range(1, first.n_prompt)
         ]
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
+from cpuinfer.devices.sampling import Score
 from cpuinfer.engine.numerics import weights
 from cpuinfer.engine.random import random_bits
 from cpuinfer.engine.sampler import (
@@ -17,6 +18,8 @@ from cpuinfer.engine.sampler import (
     best,
     candidates,
     draw,
+    NumpySampler,
+    TokenLogprob,
     logprobs,
     sample,
     top_ids,
@@ -166,10 +169,15 @@ def test_a_row_without_adjustments_is_not_copied() -> None:
     assert adjust(logits, SamplingParams(temperature=0.5, top_k=2), [1, 2], 1, {3}) is logits
 
 
+def listed_logprobs(logits: NDArray[np.float32], token: int, n: int) -> tuple[TokenLogprob, ...]:
+    (scored,) = NumpySampler().score(logits[None], [Score(0, token, n)])
+    return logprobs(scored, token)
+
+
 @given(rows, st.integers(0, 8), st.data())
 def test_logprobs(logits: NDArray[np.float32], n: int, data: st.DataObject) -> None:
     token = data.draw(st.integers(0, len(logits) - 1))
-    listed = logprobs(logits, token, n)
+    listed = listed_logprobs(logits, token, n)
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:n]
     assert [entry.token for entry in listed] == [token, *(i for i in order if i != token)]
     exact = logits.astype(np.longdouble)

@@ -14,6 +14,7 @@ from cpuinfer.graph.passes import LOWERING, PASSES, optimise, stages
 from cpuinfer.graph.passes.fuse import fuse_qkv, fuse_quantize, fuse_residual, fuse_swiglu
 from cpuinfer.graph.passes.lower import hoist_rows, lower
 from cpuinfer.graph.passes.memory import plan
+from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Program
 from cpuinfer.models import build_program
 
@@ -184,3 +185,32 @@ def test_a_program_prints_each_op_and_totals() -> None:
     for op, line in zip(program.ops, lines[2:], strict=False):
         assert line.split()[:2] == [op.label, op.kind]
     assert lines[-1].startswith("total: ")
+
+
+def test_replicas_are_what_only_matrix_products_read() -> None:
+    program = optimise(model(attn_v=WeightType.BF16))  # blk.0.attn_norm: f32, then q8 and bf16
+    slots = replicas(program)
+    writers = {name: op for op in program.ops for name in op.outputs}
+    for name in program.buffers:
+        readers = [op for op in program.ops if name in op.inputs]
+        only = readers and all(
+            op.kind.startswith("matmul") or slots.keys() & set(op.outputs) for op in readers
+        )
+        small = writers[name].kind in ("rmsnorm", "quantize", "take_rows")
+        assert (name in slots) == (small and bool(only)), name
+    kept = collections.Counter(writers[name].kind for name in slots)
+    assert kept == {"rmsnorm": 5, "quantize": 6, "take_rows": 2}
+
+
+def test_a_slot_holds_one_replica_at_a_time() -> None:
+    program = optimise(model(attn_v=WeightType.BF16))
+    slots = replicas(program)
+    assert set(slots.values()) == set(range(1, max(slots.values()) + 1))
+    holds: dict[int, str] = {}
+    for op in program.ops:
+        for name in op.inputs:
+            assert name not in slots or holds[slots[name]] == name
+        for name in op.outputs:
+            if name in slots:
+                assert slots[name] not in [slots.get(source) for source in op.inputs]
+                holds[slots[name]] = name
