@@ -239,17 +239,24 @@ def test_largest_set_is_bounded() -> None:
     assert 0 < largest_set() <= 1 << 30
 
 
-def test_calibrate_repeats_until_it_takes_long_enough() -> None:
-    taken: list[int] = []
+def test_calibrate_repeats_until_it_takes_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own: each repetition takes a microsecond, each call ten more."""
+    now = 0.0
+    asked: list[int] = []
 
     def work(n: int, team: int) -> float:
+        nonlocal now
         assert team == 1
-        taken.append(n)
-        time.sleep(1e-4 * min(n, 100))
+        asked.append(n)
+        now += 1e-6 * n + 1e-5
         return n
 
-    assert calibrate(work, 1e-3) >= 2
-    assert taken[0] == 1
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    found = calibrate(work, 1e-3)
+    assert 990 <= found <= 64 * 990
+    assert asked == sorted(asked)
+    assert asked[0] == 1
+    assert calibrate(work, 0.0) == 1
 
 
 def test_last_level_cache_adds_up_what_is_not_shared(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cpuinfer.machine import isa
@@ -81,8 +80,8 @@ def test_a_library_knows_its_level_and_headers(name: str) -> None:
 
 def test_a_process_that_used_threads_ends_well() -> None:
     program = (
-        "from cpuinfer.machine import isa; import numpy as np; w = np.ones(4096, np.uint64);"
-        "print(isa.load().read_words(w.ctypes.data, 4096, 2, 1))"
+        "from cpuinfer.machine import isa; import numpy as np; w = np.ones(4096, np.float32);"
+        "print(isa.load().read(w.ctypes.data, 4096, 2, 1, 1))"
     )
     for _ in range(5):
         done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
