@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cpuinfer import LLM, SamplingParams
+from cpuinfer.config import SamplingParams
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.load import load_program
 from cpuinfer.cli.output import version
@@ -17,7 +17,7 @@ from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
-from cpuinfer.llm import page_bytes
+from cpuinfer.llm import LLM, page_bytes
 
 
 class Whole:
@@ -80,7 +80,8 @@ class Whole:
 def _open(start: Start) -> LLM:
     # Sequences whose prompt comes first generate while the others' prompts run: a token for each step of a prompt.
     prompts = -(-start.n_seqs * start.context // start.ubatch)
-    context = start.context + prompts + 2
+    # A page more for each: the scheduler admits a sequence only while every running one could take one more.
+    context = start.context + prompts + 2 + PAGE_TOKENS
     options: dict[str, Any] = {
         "threads": start.threads,
         "isa": start.isa,
