@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cpuinfer.config import SamplingParams
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.load import load_program
 from cpuinfer.cli.output import version
 from cpuinfer.cli.peers import Start, Unsupported
+from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.sequence import Bounds, Request
