@@ -1,112 +1,90 @@
-"""Decode and prefill speed beside llama.cpp: same file, one run, interleaved, each engine in a process of its own.
+"""Speed beside other engines: same file, interleaved rounds, each engine in a process of its own; medians and spread.
 
-Build the peer first: benchmarks/peers/llama_cpp.sh FOLDER. llama.cpp counts with its better setting of flash attention.
+    benchmarks/peers/llama_cpp.sh PEERS
+    python benchmarks/end_to_end.py --peer llama.cpp=PEERS MODEL.gguf... [--suite speed depth batch] [--json out.json]
+    cpuinfer bench compare out.json later.json
 
-    python benchmarks/end_to_end.py --llama-bench FOLDER/llama-bench MODEL.gguf... [--rounds 5] [--json out.json]
+Suites: speed (a prompt of 512; 128 tokens generated), depth (generation after 0 to 8000 tokens, a prompt of 8000), batch
+(64 tokens of each of 1 to 32 sequences after prompts of 128, also with our whole engine: scheduling and sampling). Every
+peer counts with its best setting at each point. `cpuinfer bench --peer` runs any other point.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-Samples = dict[tuple[str, str], list[float]]
+from cpuinfer.cli.bench_peer import OURS, Plan, Report, measure, parse_peers, table
+from cpuinfer.cli.bench_spec import Case
+from cpuinfer.machine.cpu import default_threads
 
-
-def machine() -> dict[str, str]:
-    """What a reader needs to judge the numbers."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
+SUITES = {
+    "speed": (Case(0, 128, 0, 1), Case(512, 0, 0, 1)),
+    "depth": (
+        *(Case(0, 32, depth, 1) for depth in (0, 1024, 4096, 8000)),
+        Case(8000, 0, 0, 1),
+    ),
+    "batch": tuple(Case(0, 64, 128, n) for n in (1, 2, 4, 8, 16, 32)),
+}
+WHOLE = "cpuinfer-engine"
 
 
-def run(command: list[str]) -> list[dict[str, Any]]:
-    """The JSON rows that a bench command prints."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
-    return rows
+def run(args: argparse.Namespace) -> Report:
+    """All suites, one after the other, in one report."""
+    peers = parse_peers(args.peer) if args.peer else {}
+    reports = []
+    for suite in args.suite:
+        whole = {WHOLE: None} if suite == "batch" else {}
+        plan = Plan(
+            tuple(args.models),
+            tuple(args.threads),
+            scaled(SUITES[suite], args.scale),
+            {OURS: None, **whole, **peers},
+            args.rounds,
+            args.kv_type,
+        )
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        reports.append(measure(plan, command, lambda what: print(what, file=sys.stderr)))
+    first, *others = reports
+    for other in others:
+        first.about += other.about
+        first.samples += other.samples
+        first.skipped += other.skipped
+    return first
 
 
-def one_round(args: argparse.Namespace, model: Path, samples: Samples) -> None:
-    """Each engine once, one after the other; tokens per second are added to samples."""
-    common = ["-m", str(model), "-p", str(args.prompt), "-n", str(args.generate)]
-    common += ["-t", str(args.threads), "-r", "1", "-o", "json"]
-    if args.depth:
-        common += ["-d", str(args.depth)]
-    engines = {
-        "llama.cpp fa=0": [str(args.llama_bench), "-fa", "0", *common],
-        "llama.cpp fa=1": [str(args.llama_bench), "-fa", "1", *common],
-        "cpuinfer": [sys.executable, "-m", "cpuinfer.cli", "bench", *common],
-    }
-    for engine, command in engines.items():
-        for row in run(command):
-            test = "prefill" if row["n_prompt"] else "decode"
-            samples.setdefault((engine, test), []).append(row["avg_ts"])
+def scaled(points: tuple[Case, ...], scale: int) -> tuple[Case, ...]:
+    """The points with every number of tokens divided by `scale` (but not below 1): a quick run that shows it works."""
 
+    def less(n: int) -> int:
+        return max(1, n // scale) if n else 0
 
-def summarise(samples: Samples) -> dict[str, Any]:
-    """Medians, spread, and the ratio to the better of the peer's two settings."""
-    out: dict[str, Any] = {}
-    for test in ("decode", "prefill"):
-        rows = {
-            engine: {
-                "median": statistics.median(xs),
-                "min": min(xs),
-                "max": max(xs),
-                "samples": xs,
-            }
-            for (engine, kind), xs in samples.items()
-            if kind == test
-        }
-        best = max(r["median"] for e, r in rows.items() if e != "cpuinfer")
-        out[test] = {**rows, "ratio": rows["cpuinfer"]["median"] / best}
-    return out
+    return tuple(Case(less(p.n_prompt), less(p.n_gen), less(p.n_depth), p.n_seqs) for p in points)
 
 
 def main() -> None:
-    """Run the rounds and print one table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, print the table, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", type=Path, nargs="+")
-    parser.add_argument("--llama-bench", type=Path, required=True)
+    parser.add_argument("--peer", action="append", metavar="NAME[=PATH],...")
+    parser.add_argument("--suite", nargs="+", choices=SUITES, default=["speed"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=128)
-    parser.add_argument("--depth", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--threads", type=int, nargs="+", default=[default_threads().count])
+    parser.add_argument("--kv-type", default="f16")
+    parser.add_argument("--scale", type=int, default=1, help="divide the points' tokens by this")
+    parser.add_argument("--json", type=Path, help="write the report, with all samples")
     args = parser.parse_args()
-    report: dict[str, Any] = {
-        "machine": machine(),
-        "command": [Path(word).name for word in sys.argv],
-        "models": {},
-    }
-    all_samples: dict[Path, Samples] = {model: {} for model in args.models}
-    for _ in range(args.rounds):
-        for model in args.models:
-            one_round(args, model, all_samples[model])
-    for model, samples in all_samples.items():
-        report["models"][model.name] = summary = summarise(samples)
-        for test, rows in summary.items():
-            figures = ", ".join(f"{e} {r['median']:.1f}" for e, r in rows.items() if e != "ratio")
-            print(f"{model.name} {test}: {figures} tokens/s; ratio {rows['ratio']:.2f}")
+    try:
+        report = run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"end_to_end.py: {error}")
+    print(table(report))
     if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,17 @@ def _list(*names: str, what: str) -> Any:
     return typer.Option(*names, metavar="N,...", help=what)
 
 
+Peers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peer",
+        metavar="NAME[=PATH],...",
+        help="Measure other engines too, in -r interleaved rounds: llama.cpp (PATH: the folder of llama-bench), "
+        "transformers, openvino-genai, onnxruntime-genai (PATH: a converted model).",
+    ),
+]
+
+
 def bench(
     model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...")] = None,
     m: Annotated[list[str] | None, typer.Option("-m", "--model", help="The same as MODEL.")] = None,
@@ -77,12 +88,18 @@ def bench(
         Path | None,
         typer.Option(metavar="OUT.PNG", help="Draw the roofline with the ops on it."),
     ] = None,
+    peer: Peers = None,
     json: Json = False,
 ) -> None:
     """Measure tokens per second of prompts and of generation. Flags and fields are llama-bench's.
 
     Lists take commas, repetition and ranges (1-8*2, 128-512+128). As there: random tokens, no sampling, one warm-up.
+    `bench compare A.json B.json` says which differences between two reports exceed the noise.
     """
+    if model and model[0] == "compare":
+        from cpuinfer.cli.bench_compare import compare
+
+        return compare(model[1:], json)
     from dataclasses import asdict, replace
 
     from cpuinfer.cli.bench_spec import Report, cases, numbers, pairs
@@ -109,6 +126,11 @@ def bench(
         _check_plot(plot, threads)
     if stats is None:
         stats = json or o in (Output.json, Output.jsonl) or plot is not None
+    if peer:
+        from cpuinfer.cli.bench_peer import beside
+
+        text = "json" if json or o is Output.json else "md"
+        return beside(peer, models, threads, every, r, kv_type.value, isa, ubatch, text)
     report = Report("none" if json else o.value)
     results: list[Result] = []
     profiles: list[tuple[str, Stats]] = []

@@ -148,22 +148,15 @@ class NativeExecutable:
         self._seconds[:] = 0
         return seconds
 
-<<<<<<< HEAD
     def n_barriers(self, small: bool) -> int:
         """How often the team meets in a step, small (one of few rows: a decoding one) or not."""
         name = "barrier_if_small" if small else "barrier_before"
         return sum(getattr(self._ops[i], name) for i in range(len(self.program.ops)))
-=======
+
     def measure_ops(self, on: bool) -> None:
         """Whether op_seconds counts the steps from now on."""
         seconds = self._ffi.cast("double *", self._seconds.ctypes.data)
         self._program.op_seconds = seconds if on else self._ffi.NULL
-
-    @property
-    def n_barriers(self) -> int:
-        """How often the team meets in a step."""
-        return sum(self._ops[i].barrier_before for i in range(len(self.program.ops)))
->>>>>>> roof
 
     def _view(self, buffer: str, rows: int) -> NDArray[Any]:
         spec = self.program.buffers[buffer]

@@ -150,12 +150,8 @@ def choose(name: str | None = None) -> Level:
     source = "isa" if name else ENVIRONMENT
     name = name or os.environ.get(ENVIRONMENT) or None
     if name is None:
-<<<<<<< HEAD
         return best().level
     names = ", ".join(level.name for level in levels() if level.runnable) or "none"
-=======
-        source, name = "the best level", best()
->>>>>>> roof
     for level in levels():
         if level.name == name and level.runnable:
             return level
@@ -166,7 +162,6 @@ def choose(name: str | None = None) -> Level:
     raise ValueError(f"{source}: unknown level {name!r}; can run here: {names}")
 
 
-<<<<<<< HEAD
 def best() -> Choice:
     """The last level that runs here; one to be measured only where it is faster than what it would replace.
 
@@ -190,15 +185,6 @@ def best() -> Choice:
         reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
         raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
     return found
-=======
-def best() -> str:
-    """The best level that runs here, whatever CPUINFER_ISA says. Raises ValueError where none does."""
-    runnable = [level.name for level in levels() if level.runnable]
-    if not runnable:
-        reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
-        raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
-    return runnable[-1]
->>>>>>> roof
 
 
 def load(name: str | None = None) -> Library:
