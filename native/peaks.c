@@ -159,9 +159,9 @@ INLINE int64_t run_block(const int bits, const factors *f, int64_t repetitions) 
     for (int64_t r = 0; r < repetitions; r++) {
         const dot_rows x = dot_rows_at((const char *)f->x, sizeof f->x[0]);
         if (bits == 4)
-            dot_codes4(DOT_MR, DOT_NP, dot, codes, x);
+            dot_block(DOT_MR, DOT_NP, dot, codes, CODES_U4, x, NULL);
         else
-            dot_codes8(DOT_MR, DOT_NP, dot, codes, x);
+            dot_block(DOT_MR, DOT_NP, dot, codes, CODES_U8, x, NULL);
 #pragma GCC unroll 16
         for (int i = 0; i < INT_CHAINS; i++)
             out[i] = dot[i];

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.base import Batch, Executable, Limits
+from cpuinfer.devices.sampling import Sampler
 from cpuinfer.graph.dtypes import Activation, WeightType
 from cpuinfer.graph.ops import StepSize, spec_of
 from cpuinfer.graph.program import Op, Program
@@ -67,6 +68,19 @@ class Meter:
         self._last_s = 0.0
         executable.measure_ops(True)
         executable.op_seconds()
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """As Executable.sampler."""
+        return self.executable.sampler
+
+    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """As Executable.read."""
+        return self.executable.read(buffer)
+
+    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
+        """As Executable.write."""
+        self.executable.write(buffer, values)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """As Executable.run; a step that raises is not counted."""

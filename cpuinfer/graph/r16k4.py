@@ -107,8 +107,12 @@ def unpack_terms(weight: Weight) -> Terms:
     _check_size(weight)
     layout = LAYOUTS[weight.type]
     terms = _terms(layout, k, weight.data.view(layout.unit).reshape(-(-n // ROWS), -1))
-    parts = (terms.codes, terms.scales, terms.mins)
-    return Terms(*(p if p is None else p.reshape(-1, *p.shape[2:])[:n] for p in parts))
+
+    def rows(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        return part.reshape(-1, *part.shape[2:])[:n]
+
+    mins = None if terms.mins is None else rows(terms.mins)
+    return Terms(rows(terms.codes), rows(terms.scales), mins)
 
 
 def _check_size(weight: Weight) -> None:

@@ -16,6 +16,10 @@ typedef struct {
     __m256i lo, hi;
 } vi16;
 
+DOT_INLINE vi16 vi_set1(int32_t a) {
+    __m256i v = _mm256_set1_epi32(a);
+    return (vi16){v, v};
+}
 DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     return (vi16){_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
 }

@@ -15,6 +15,9 @@
 
 typedef __m512i vi16;
 
+DOT_INLINE vi16 vi_set1(int32_t a) {
+    return _mm512_set1_epi32(a);
+}
 DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     return _mm512_sub_epi32(a, b);
 }

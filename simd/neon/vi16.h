@@ -9,6 +9,10 @@ typedef struct {
     int32x4_t v[4];
 } vi16;
 
+DOT_INLINE vi16 vi_set1(int32_t a) {
+    int32x4_t v = vdupq_n_s32(a);
+    return (vi16){{v, v, v, v}};
+}
 DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
     VF_QUARTERS a.v[i] = vsubq_s32(a.v[i], b.v[i]);
     return a;
