@@ -1,5 +1,5 @@
-/* Integer dots with SDOT by element: a block of a token is two registers, whose lanes are its chunks. One quarter of the
- * rows at a time, so that 6 tokens need 12 registers for their activations and 6 for sums. */
+/* Integer dots with SDOT by element: a block of a token is two registers, whose lanes are its chunks. One quarter of
+ * the rows at a time, so that 6 tokens need 12 registers for their activations and 6 for sums. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
 #include <vi16.h>
