@@ -3,6 +3,8 @@
 Inputs and weights end at a guard page; the workspace starts as NaN.
 """
 
+import os
+
 import numpy as np
 import pytest
 from bounds import scaled_codes
@@ -10,10 +12,12 @@ from native_op import KV, LEVELS, Call, guarded, quantize, random_weight
 from quant_blocks import random_blocks
 
 from cpuinfer.devices.numerics import Q8
+from cpuinfer.formats import load_model
 from cpuinfer.graph import r16k4
 from cpuinfer.graph.dtypes import Activation, WeightType
 from cpuinfer.graph.r16k4_types import LAYOUTS
 from cpuinfer.graph.weights import Weight
+from cpuinfer.hub import ALIASES
 
 FLOATS = [WeightType.F32, WeightType.F16, WeightType.BF16]
 QUANTISED = [t for t in WeightType if t not in FLOATS]
@@ -137,6 +141,25 @@ def test_long_rows(type, level):
     expected, bound = exact(x, weight)
     assert np.all(np.abs(got.view(np.float32) - expected) <= bound)
     assert matmul(x[12:], weight).run(level).tobytes() == got[12].tobytes()
+
+
+@pytest.mark.model
+def test_real_weights():
+    """Of every type in the model's file, the first matrix: values within the bound, bits alike."""
+    path = os.environ.get("CPUINFER_TEST_MODEL") or ALIASES["smollm2-135m"].path
+    if not os.path.isfile(path):
+        pytest.skip(f"no model at {path}: run `cpuinfer pull smollm2-135m`")
+    matrices = [w for w in load_model(path).weights.values() if len(w.shape) == 2]
+    firsts = {w.type: w for w in reversed(matrices) if w.shape[0] < 10000}
+    assert firsts
+    for type, weight in firsts.items():
+        x = rows_of(np.random.default_rng(14), 70, weight.shape[1], type)
+        oracle = matmul(x, weight).run("scalar")
+        expected, bound = exact(x, weight)
+        assert np.all(np.abs(oracle.view(np.float32) - expected) <= bound), type
+        for level in LEVELS:
+            assert matmul(x, weight).run(level, 2).tobytes() == oracle.tobytes()
+            assert matmul(x[69:], weight).run(level).tobytes() == oracle[69:].tobytes()
 
 
 @pytest.mark.parametrize("n", [1, 17, 48])
