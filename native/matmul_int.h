@@ -1,5 +1,5 @@
 /* Weight types whose product is an integer dot per block of 32 times q8 activations, as one template over their form
- * (docs/design.md section 3). CI_INTEGER_TILES makes the tiles of a form, CI_INTEGER_FORMAT a weight type of them. */
+ * (docs/design.md section 3). CI_INT_TILES makes the tiles of a form, CI_INT_FORMAT a weight type of them. */
 #ifndef CPUINFER_MATMUL_INT_H
 #define CPUINFER_MATMUL_INT_H
 #include <dot.h>
@@ -23,6 +23,7 @@ DOT_INLINE float load_f32(const char *p) {
     memcpy(&f, p, sizeof f);
     return f;
 }
+/* One block's worth of a panel, CI_AHEAD further. */
 DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
     for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
         __builtin_prefetch(codes + CI_AHEAD + i);
