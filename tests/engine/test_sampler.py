@@ -14,12 +14,12 @@ from cpuinfer.devices.sampling import Score
 from cpuinfer.engine.numerics import weights
 from cpuinfer.engine.random import random_bits
 from cpuinfer.engine.sampler import (
+    NumpySampler,
+    TokenLogprob,
     adjust,
     best,
     candidates,
     draw,
-    NumpySampler,
-    TokenLogprob,
     logprobs,
     sample,
     top_ids,
