@@ -112,6 +112,10 @@ typedef struct ci_program {
  * a type the op has no kernel for. */
 int32_t ci_check(const ci_op *ops, int32_t n_ops, int32_t kv_type);
 
+/* Whether a batch of n_tokens > 0 tokens and n_seqs > 0 sequences keeps what ci_batch promises, with tokens, positions
+ * and pages below these ends: 1 or 0. */
+int32_t ci_batch_is_sound(const ci_batch *batch, int32_t vocab, int32_t max_context, int32_t n_pages);
+
 /* Run one step. Returns what ci_check returns; unless that is 0 nothing was run. A step is small where ops with an
  * out_slot have so few values that a barrier costs more than for each thread to compute all of them; the results are
  * the same. A step without logit rows ends with the last op that writes KV. */

@@ -175,6 +175,34 @@ static run open_run(const ci_program *program, const ci_batch *batch) {
     };
 }
 
+static int32_t all_below(const int32_t *values, int32_t n, int32_t end) {
+    int32_t outside = 0;
+    for (int32_t i = 0; i < n; i++)
+        outside |= values[i] < 0 || values[i] >= end;
+    return !outside;
+}
+
+int32_t ci_batch_is_sound(const ci_batch *batch, int32_t vocab, int32_t max_context, int32_t n_pages) {
+    int32_t n_tokens = batch->n_tokens;
+    if (!all_below(batch->tokens, n_tokens, vocab) || !all_below(batch->positions, n_tokens, max_context) ||
+        !all_below(batch->logit_rows, batch->n_rows, n_tokens))
+        return 0;
+    for (int32_t s = 0, begin = 0; s < batch->n_seqs; s++) {
+        int32_t end = batch->q_indptr[s + 1];
+        if (batch->q_indptr[s] != begin || end <= begin || end > n_tokens)
+            return 0;
+        for (int32_t t = begin + 1; t < end; t++)
+            if (batch->positions[t] != batch->positions[t - 1] + 1)
+                return 0;
+        int32_t blocks = batch->positions[end - 1] / CI_PAGE + 1;
+        if (blocks > batch->block_stride ||
+            !all_below(batch->block_tables + (int64_t)s * batch->block_stride, blocks, n_pages))
+            return 0;
+        begin = end;
+    }
+    return batch->q_indptr[batch->n_seqs] == n_tokens;
+}
+
 static void find_token_pages(const ci_batch *batch, int32_t *pages) {
     for (int32_t s = 0; s < batch->n_seqs; s++) {
         const int32_t *table = batch->block_tables + (int64_t)s * batch->block_stride;

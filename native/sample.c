@@ -7,6 +7,11 @@
 #include "kernels.h"
 #include "sampling.h"
 
+enum {
+    WEIGHING = 8,   /* a weight costs so many looks */
+    ALONE = 1 << 19 /* looks (about 0.1 ms) below which waking others wins little, and costs much where others work */
+};
+
 /* The memory of one row of a group. */
 typedef struct row_area {
     int32_t *maxima; /* [blocks] keys */
@@ -331,12 +336,21 @@ static void swap_edits(const ci_sampling *s) {
     }
 }
 
+/* How many threads are worth waking for logits of which some are weighed, too. */
+static int32_t useful_threads(int64_t looked_at, int64_t weighed, int32_t n_threads) {
+    return looked_at + WEIGHING * weighed < ALONE ? 1 : n_threads;
+}
+
 void ci_sample(const ci_sampling *sampling) {
+    int64_t looked_at = (int64_t)sampling->n * sampling->vocab, weighed = 0;
+    for (int32_t i = 0; i < sampling->n; i++)
+        weighed += is_wide(&sampling->choices[i], sampling->vocab) ? sampling->vocab : 0;
     swap_edits(sampling);
-    ci_team_run(sampling->n_threads, sample_rows, (void *)(uintptr_t)sampling);
+    ci_team_run(useful_threads(looked_at, weighed, sampling->n_threads), sample_rows, (void *)(uintptr_t)sampling);
     swap_edits(sampling);
 }
 
 void ci_score_tokens(const ci_scoring *scoring) {
-    ci_team_run(scoring->n_threads, score_rows, (void *)(uintptr_t)scoring);
+    int64_t logits = (int64_t)scoring->n * scoring->vocab;
+    ci_team_run(useful_threads(logits, logits, scoring->n_threads), score_rows, (void *)(uintptr_t)scoring);
 }

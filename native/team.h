@@ -84,9 +84,14 @@ static inline void ci_team_share(const ci_team *team, int32_t n, int32_t *begin,
 
 typedef void ci_team_body(const ci_team *team, void *argument);
 
-/* Run body on n threads at once (fewer where the OpenMP runtime gives fewer) and wait for all: one fork and join. */
+/* Run body on n threads at once (fewer where the OpenMP runtime gives fewer) and wait for all: one fork and join. One
+ * thread is the caller's, and the runtime's own stay as they are. */
 static inline void ci_team_run(int32_t n, ci_team_body *body, void *argument) {
     ci_barrier barrier = {0};
+    if (n == 1) {
+        body(&(ci_team){0, 1, &barrier}, argument);
+        return;
+    }
 #pragma omp parallel num_threads(n)
     {
         ci_team team = {omp_get_thread_num(), omp_get_num_threads(), &barrier};

@@ -10,8 +10,8 @@ from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
 _I32 = np.dtype(np.int32)
 
 
-def check_batch(batch: Batch, limits: Limits, vocab_size: int) -> None:
-    """Raise ValueError, saying what and how much, unless the batch keeps its own invariants and the limits."""
+def check_shapes(batch: Batch, limits: Limits) -> None:
+    """The part of check_batch that looks at no element: types, dimensions, sizes that fit each other and the limits."""
     for name, dims in _SHAPES:
         array = getattr(batch, name)
         if array.dtype != _I32 or array.ndim != dims or not array.flags.c_contiguous:
@@ -19,8 +19,13 @@ def check_batch(batch: Batch, limits: Limits, vocab_size: int) -> None:
                 f"batch.{name}: expected contiguous int32 of {dims} dimension(s), "
                 f"got {array.dtype} of shape {array.shape}"
             )
+    _check_sizes(batch, limits, batch.tokens.size, batch.q_indptr.size - 1)
+
+
+def check_batch(batch: Batch, limits: Limits, vocab_size: int) -> None:
+    """Raise ValueError, saying what and how much, unless the batch keeps its own invariants and the limits."""
+    check_shapes(batch, limits)
     n_tokens, n_seqs = batch.tokens.size, batch.q_indptr.size - 1
-    _check_sizes(batch, limits, n_tokens, n_seqs)
     _check_range("tokens", batch.tokens, vocab_size)
     _check_range("positions", batch.positions, limits.max_context)
     if batch.logit_rows.size:

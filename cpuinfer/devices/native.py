@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cpuinfer.devices.arena import Allocator, allocate
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
-from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.batch_check import check_batch, check_shapes
 from cpuinfer.devices.native_sampler import NativeSampler
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.passes import PASSES, memory, optimise
@@ -106,7 +106,7 @@ class NativeExecutable:
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
-        check_batch(batch, self.limits, self.program.vocab_size)
+        check_shapes(batch, self.limits)
         from_buffer, c = self._ffi.from_buffer, self._batch
         c.n_tokens = batch.tokens.size
         c.n_seqs, c.block_stride = batch.block_tables.shape
@@ -116,6 +116,10 @@ class NativeExecutable:
         c.q_indptr = from_buffer("int32_t[]", batch.q_indptr)
         c.block_tables = from_buffer("int32_t[]", batch.block_tables)
         c.logit_rows = from_buffer("int32_t[]", batch.logit_rows)
+        limits, vocab_size = self.limits, self.program.vocab_size
+        if not self._lib.ci_batch_is_sound(c, vocab_size, limits.max_context, limits.n_pages):
+            check_batch(batch, limits, vocab_size)  # raises, and says why
+            raise RuntimeError("the library refused a batch in which check_batch finds no fault")
         error = self._lib.ci_run(self._program, c)
         if error:
             raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")

@@ -85,7 +85,13 @@ class Scheduler:
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
         chunks: list[Chunk] = []
-        for sequence in sorted(self.running, key=_is_prefill):
+        decoding = [sequence for sequence in self.running if sequence.remaining == 1]
+        prefill = (
+            [sequence for sequence in self.running if sequence.remaining > 1]
+            if len(decoding) < len(self.running)
+            else []
+        )
+        for sequence in decoding + prefill:
             if chunk := _chunk(sequence, tokens, rows):
                 chunks.append(chunk)
                 tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
@@ -135,12 +141,10 @@ class Scheduler:
         sequence.computed = 0
 
 
-def _is_prefill(sequence: Sequence) -> bool:
-    return sequence.remaining > 1
-
-
 def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
     """The longest next chunk of at most that many tokens and rows; None if there is none."""
+    if sequence.remaining == 1 and tokens and rows:
+        return Chunk(sequence, 1, 1)
     before_rows = max(0, sequence.first_row - sequence.computed)  # tokens whose logits nobody wants
     n = min(sequence.remaining, tokens, before_rows + rows)
     return Chunk(sequence, n, max(0, n - before_rows)) if n > 0 else None
@@ -152,18 +156,23 @@ def make_batch(chunks: list[Chunk]) -> Batch:
     positions: list[int] = []
     indptr = [0]
     rows: list[int] = []
-    tables = np.zeros((len(chunks), max(len(chunk.sequence.pages) for chunk in chunks)), np.int32)
-    for table, chunk in zip(tables, chunks, strict=True):
+    width = max(len(chunk.sequence.pages) for chunk in chunks)
+    tables: list[bytes] = []
+    for chunk in chunks:
         sequence, begin = chunk.sequence, chunk.sequence.computed
-        tokens += sequence.tokens[begin : begin + chunk.n_tokens]
-        positions += range(begin, begin + chunk.n_tokens)
+        if chunk.n_tokens == 1:
+            tokens.append(sequence.tokens[begin])
+            positions.append(begin)
+        else:
+            tokens += sequence.tokens[begin : begin + chunk.n_tokens]
+            positions += range(begin, begin + chunk.n_tokens)
         indptr.append(len(tokens))
         rows += range(len(tokens) - chunk.n_rows, len(tokens))
-        table[: len(sequence.pages)] = sequence.pages
+        tables.append(sequence.pages.tobytes().ljust(4 * width, b"\0"))
     return Batch(
         tokens=np.array(tokens, np.int32),
         positions=np.array(positions, np.int32),
         q_indptr=np.array(indptr, np.int32),
-        block_tables=tables,
+        block_tables=np.frombuffer(b"".join(tables), np.int32).reshape(len(tables), width),
         logit_rows=np.array(rows, np.int32),
     )
