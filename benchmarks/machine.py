@@ -25,14 +25,14 @@ def main() -> None:
     )
     count = default_threads().count
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, count}), metavar="N")
-    parser.add_argument("--level", nargs="+", default=[best()], choices=runnable)
+    parser.add_argument("--level", nargs="+", default=[best().level.name], choices=runnable)
     parser.add_argument("--seconds", type=float, default=0.01, help="of a sample, at least")
     parser.add_argument("--times", type=int, default=15, help="samples of each figure")
     parser.add_argument("--sets", type=int, default=2, help="working sets for each doubling")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args()
     effort = Effort(options.seconds, options.times)
-    reader, found = load(best()), []
+    reader, found = load(best().level.name), []
     for threads in options.threads:
         sizes = working_sets(threads, options.sets)
         for level in options.level:

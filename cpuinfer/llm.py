@@ -177,7 +177,7 @@ class LLM:
         if meter is None:
             raise ValueError("stats: nothing was measured; make the LLM with stats=True")
         device: Any = self.device
-        found = ceilings(load(device.level), load(best()), device.level, device.threads)
+        found = ceilings(load(device.level), load(best().level.name), device.level, device.threads)
         with self._lock:
             stats = meter.stats(found)
             if reset:

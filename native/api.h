@@ -7,10 +7,21 @@ enum ci_type {
     CI_F16 = 1,
     CI_Q4_0 = 2,
     CI_Q4_1 = 3,
+    CI_Q5_0 = 6,
+    CI_Q5_1 = 7,
     CI_Q8_0 = 8,
+    CI_Q2_K = 10,
+    CI_Q3_K = 11,
+    CI_Q4_K = 12,
+    CI_Q5_K = 13,
+    CI_Q6_K = 14,
+    CI_IQ4_NL = 20,
+    CI_IQ4_XS = 23,
     CI_BF16 = 30,
-    /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale][n/32 int32 sum of q],
-     * rows ci_q8_row_bytes(n) apart. Never a weight type. */
+    CI_MXFP4 = 39,
+    /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale d][n/32 int32 s, the sum of a
+     * block's q][n/32 f32 d * (float)s][n/32][2] int16 sums of the block's halves; rows are ci_q8_row_bytes(n) apart.
+     * Never a weight type. */
     CI_Q8A = 1000
 };
 
@@ -119,13 +130,13 @@ const char *ci_build_map(void);
 int32_t ci_fill(float *x, int64_t n, int32_t n_threads, float value);
 int64_t ci_read(const float *x, int64_t n, int32_t n_threads, int32_t streams, int32_t repetitions);
 
-/* Products by this level's instructions, on as many independent sums as its kernels keep: of f32; of bf16 pairs; of
- * int8 with 4-bit and with 8-bit codes, bare and (blocks) as the kernels run them, loads included. */
+/* Products by this level's instructions, on as many independent sums as its kernels keep. Bare: f32, and int8 with
+ * 4-bit and with 8-bit codes. As the kernels run them, loads included (blocks): bf16 pairs, and the same of int8. */
 enum ci_peak_kind {
     CI_PEAK_F32 = 0,
-    CI_PEAK_BF16 = 1,
-    CI_PEAK_INT4 = 2,
-    CI_PEAK_INT8 = 3,
+    CI_PEAK_INT4 = 1,
+    CI_PEAK_INT8 = 2,
+    CI_PEAK_BF16_BLOCKS = 3,
     CI_PEAK_INT4_BLOCKS = 4,
     CI_PEAK_INT8_BLOCKS = 5
 };

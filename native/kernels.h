@@ -39,12 +39,33 @@ static inline int32_t ci_rows(const ci_op *op, const ci_step *step) {
 static inline int64_t ci_row_bytes(int32_t type, int32_t n) {
     switch (type) {
     case CI_Q8A:
-        return ((int64_t)n + n / 32 * 8 + 63) / 64 * 64;
+        return ((int64_t)n + n / 32 * 16 + 63) / 64 * 64;
     case CI_BF16:
         return ((int64_t)n + 1) / 2 * 4;
     default:
         return (int64_t)n * 4;
     }
+}
+
+/* The parts of a CI_Q8A row of width n; see api.h. */
+typedef struct ci_q8_row {
+    int8_t *q;
+    float *scales;
+    int32_t *sums;
+    float *scaled;
+    int16_t *half_sums;
+} ci_q8_row;
+
+static inline ci_q8_row ci_q8_row_at(const void *row, int32_t n) {
+    char *scales = (char *)row + n;
+    const int64_t part = (int64_t)(n / 32) * 4;
+    return (ci_q8_row){
+        .q = (int8_t *)row,
+        .scales = (float *)(void *)scales,
+        .sums = (int32_t *)(void *)(scales + part),
+        .scaled = (float *)(void *)(scales + 2 * part),
+        .half_sums = (int16_t *)(void *)(scales + 3 * part),
+    };
 }
 
 static inline const void *ci_in_row(const ci_op *op, int32_t row) {

@@ -17,29 +17,7 @@
 enum {
     CHUNK_TOKENS = 96,       /* a multiple of every tile height up to 6 (but 5) */
     CHUNK_BYTES = 320 << 10, /* of input rows: most of an L2 of 512 KiB, with a panel and the strip beside it */
-    UNPACK_TOKENS = 64,      /* from here on nibbles are unpacked once per chunk: measured on Zen 3 -9 % at 24 tokens,
-                               0 at 48, +4 % at 96 */
 };
-
-/* null for a type that is no matrix. */
-static const ci_format *format_of(int32_t type) {
-    switch (type) {
-    case CI_F32:
-        return &ci_f32_format;
-    case CI_F16:
-        return &ci_f16_format;
-    case CI_BF16:
-        return &ci_bf16_format;
-    case CI_Q8_0:
-        return &ci_q8_0_format;
-    case CI_Q4_0:
-        return &ci_q4_0_format;
-    case CI_Q4_1:
-        return &ci_q4_1_format;
-    default:
-        return NULL;
-    }
-}
 
 static inline int32_t min32(int32_t a, int32_t b) {
     return a < b ? a : b;
@@ -56,7 +34,7 @@ static int64_t prepared_stride(const ci_op *op) {
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
         if (op->w[i].data) {
-            int64_t bytes = format_of(op->w[i].type)->prepared_bytes(op->k);
+            int64_t bytes = ci_format_of(op->w[i].type)->prepared_bytes(op->k);
             most = bytes > most ? bytes : most;
         }
     return line_up(most);
@@ -64,8 +42,8 @@ static int64_t prepared_stride(const ci_op *op) {
 static int64_t unpacked_bytes(const ci_op *op) {
     int64_t most = 0;
     for (int i = 0; i < 3; i++)
-        if (op->w[i].data && format_of(op->w[i].type)->unpack) {
-            const ci_format *format = format_of(op->w[i].type);
+        if (op->w[i].data && ci_format_of(op->w[i].type)->unpack) {
+            const ci_format *format = ci_format_of(op->w[i].type);
             int64_t bytes = format->unpacked_bytes(op->k) * format->np;
             most = bytes > most ? bytes : most;
         }
@@ -120,7 +98,7 @@ static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_
 
 /* strip[t][column + 16 p + lane] = panels first .. first + n - 1 of the weight times the chunk's tokens. */
 static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n, int32_t column) {
-    const ci_format *format = format_of(weight->type);
+    const ci_format *format = ci_format_of(weight->type);
     const int64_t panel_bytes = format->panel_bytes(weight->k);
     const int32_t height = min32(c->n, format->mr);
     int prepared = format->prepared_bytes(weight->k) != 0;
@@ -135,7 +113,7 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
         .prepared_stride = prepared ? c->prepared_stride : c->x_stride,
         .k = weight->k,
     };
-    int unpack = format->unpack && c->n >= UNPACK_TOKENS;
+    int unpack = format->unpack && c->n >= format->unpack_tokens;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     while (n > 0) {
         int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;

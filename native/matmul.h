@@ -30,20 +30,26 @@ typedef ci_tile_fn *const ci_tiles[CI_MAX_MR][3];
 
 typedef struct ci_format {
     int32_t type;
-    int32_t mr; /* most tokens of a tile */
-    int32_t np; /* most panels of a tile */
+    int32_t activation; /* what a product takes as input: CI_F32, CI_BF16 or CI_Q8A */
+    int32_t mr;         /* most tokens of a tile */
+    int32_t np;         /* most panels of a tile */
     int64_t (*panel_bytes)(int32_t k);
     const ci_tiles *tiles;
     /* Rewrite one input row as the tiles want it; prepared_bytes is 0 where they take it as it is. */
     int64_t (*prepared_bytes)(int32_t k);
     void (*prepare)(char *out, const char *row, int32_t k);
-    /* For many tokens: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
+    /* From unpack_tokens on: unpack a panel once (codes to bytes) and use other tiles on it. Null: nothing to gain. */
+    int32_t unpack_tokens;
     int64_t (*unpacked_bytes)(int32_t k);
     void (*unpack)(uint8_t *out, const uint8_t *panel, int32_t k);
     const ci_tiles *unpacked_tiles;
+    /* Columns first .. first+n-1 (n <= 32) of one row (< 16) of a panel of k columns, as GGUF defines the values. Of
+     * quantised types, first is a multiple of 32 and n is 32. */
+    void (*decode)(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n);
 } ci_format;
 
-extern const ci_format ci_f32_format, ci_f16_format, ci_bf16_format, ci_q8_0_format, ci_q4_0_format, ci_q4_1_format;
+/* Null for a type that is no matrix. */
+const ci_format *ci_format_of(int32_t type);
 
 /* Tables of tiles: TILE(mr, np) names the function. */
 #define CI_TILE_ROW(TILE, mr) {TILE(mr, 1), TILE(mr, 2), TILE(mr, 4)}

@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "kv.h"
+#include "matmul.h"
 
 enum { CI_ERROR_OP = -1, CI_ERROR_TYPE = -2, LINE = 64 };
 
@@ -26,19 +27,8 @@ enum { KINDS = sizeof kernels / sizeof *kernels };
 
 /* What a matrix product with this weight type takes as input; -1 for a type without a kernel. */
 static int32_t activation_of(int32_t weight_type) {
-    switch (weight_type) {
-    case CI_F32:
-    case CI_F16:
-        return CI_F32;
-    case CI_BF16:
-        return CI_BF16;
-    case CI_Q4_0:
-    case CI_Q4_1:
-    case CI_Q8_0:
-        return CI_Q8A;
-    default:
-        return -1;
-    }
+    const ci_format *format = ci_format_of(weight_type);
+    return format ? format->activation : -1;
 }
 
 static int is_activation(int32_t type) {

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import quantize
 from numpy.typing import NDArray
+from quant_blocks import random_blocks
 
 from cpuinfer.devices.base import Batch
 from cpuinfer.graph.dtypes import WeightType
@@ -31,25 +30,47 @@ METADATA: Mapping[str, Any] = {
     "llama.rope.freq_base": 10000.0,
 }
 
-SHAPES: Mapping[str, tuple[int, ...]] = {
-    "token_embd.weight": (97, 64),
-    "output_norm.weight": (64,),
-    **{
-        f"blk.{layer}.{name}.weight": shape
-        for layer in range(2)
-        for name, shape in {
-            "attn_norm": (64,),
-            "attn_q": (64, 64),
-            "attn_k": (32, 64),
-            "attn_v": (32, 64),
-            "attn_output": (64, 64),
-            "ffn_norm": (64,),
-            "ffn_gate": (128, 64),
-            "ffn_up": (128, 64),
-            "ffn_down": (64, 128),
-        }.items()
-    },
-}
+WIDE = 256
+"""Width of the model where a type has blocks of 256: its heads are then of 64."""
+
+
+def shapes(width: int = 64) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors; the feed-forward's width is 128 or 256."""
+    ffn = max(128, width)
+    layer = {
+        "attn_norm": (width,),
+        "attn_q": (width, width),
+        "attn_k": (width // 2, width),
+        "attn_v": (width // 2, width),
+        "attn_output": (width, width),
+        "ffn_norm": (width,),
+        "ffn_gate": (ffn, width),
+        "ffn_up": (ffn, width),
+        "ffn_down": (width, ffn),
+    }
+    return {
+        "token_embd.weight": (97, width),
+        "output_norm.weight": (width,),
+        **{f"blk.{i}.{name}.weight": shape for i in range(2) for name, shape in layer.items()},
+    }
+
+
+SHAPES: Mapping[str, tuple[int, ...]] = shapes()
+
+
+def width_of(types: Mapping[str, WeightType]) -> int:
+    """The least width of the model that the types' blocks fit."""
+    return WIDE if any(type_.block[0] > 64 for type_ in types.values()) else 64
+
+
+def metadata(types: Mapping[str, WeightType]) -> dict[str, Any]:
+    """METADATA of a model of weights of these types."""
+    width = width_of(types)
+    return dict(METADATA) | {
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": max(128, width),
+        "llama.rope.dimension_count": width // 4,
+    }
 
 
 def weight_types(matrix: WeightType, **others: WeightType) -> dict[str, WeightType]:
@@ -63,18 +84,18 @@ def weight_types(matrix: WeightType, **others: WeightType) -> dict[str, WeightTy
 def weights(types: Mapping[str, WeightType], seed: int = 0) -> dict[str, Weight]:
     """Random packed weights of the tiny model: matrices of variance 1/K, norms about 1."""
     rng = np.random.default_rng(seed)
-    return {name: random_weight(name, types[name], shape, rng) for name, shape in SHAPES.items()}
+    own = shapes(width_of(types))
+    return {name: random_weight(name, types[name], shape, rng) for name, shape in own.items()}
 
 
 def random_weight(
     name: str, type_: WeightType, shape: tuple[int, ...], rng: np.random.Generator
 ) -> Weight:
-    """A matrix of normal values of variance 1/K, quantised to the type and packed; or a vector about 1."""
+    """A packed matrix of variance 1/K (see random_blocks); or a vector about 1."""
     if len(shape) == 1:
         vector = (1 + 0.1 * rng.standard_normal(shape)).astype(np.float32)
         return Weight(name, type_, shape, aligned(vector.view(np.uint8)))
-    values = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
-    blocks = quantize(values, GGMLQuantizationType(int(type_))).view(np.uint8)
+    blocks = random_blocks(rng, type_, *shape, rms=shape[1] ** -0.5)
     return Weight(name, type_, shape, pack(type_, *shape, blocks))
 
 

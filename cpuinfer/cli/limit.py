@@ -60,7 +60,7 @@ def machine(isa: str, threads: int, fresh: bool = False) -> Ceilings:
     from cpuinfer.machine.isa import best, load
 
     with working("measuring this machine's ceilings"):
-        return ceilings(load(isa), load(best()), isa, threads, fresh)
+        return ceilings(load(isa), load(best().level.name), isa, threads, fresh)
 
 
 def as_json(roofline: Roofline | None) -> dict[str, Any] | None:

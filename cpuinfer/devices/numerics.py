@@ -18,11 +18,30 @@ _LEAST_NORMAL = np.float32(2.0**-126)
 
 @dataclass(frozen=True)
 class Q8:
-    """q8 rows: q int8 [rows, n], d f32 [rows, n/32] the scale of each block, s int32 [rows, n/32] its sum of q."""
+    """q8 rows: q int8 [rows, n], d f32 [rows, n/32] the scale of each block. All else in a row follows from these."""
 
     q: NDArray[np.int8]
     d: NDArray[np.float32]
-    s: NDArray[np.int32]
+
+    @property
+    def halves(self) -> NDArray[np.int16]:
+        """The sums of q over the halves of each block, [rows, n/32, 2]."""
+        halves = self.q.reshape(*self.d.shape, 2, BLOCK // 2)
+        sums: NDArray[np.int16] = halves.sum(axis=3, dtype=np.int16)
+        return sums
+
+    @property
+    def s(self) -> NDArray[np.int32]:
+        """The sums of q over each block, [rows, n/32]."""
+        sums: NDArray[np.int32] = self.halves.sum(axis=2, dtype=np.int32)
+        return sums
+
+    def raw(self) -> NDArray[np.uint8]:
+        """The bytes of the rows up to their padding, in the order that dtypes.Activation gives."""
+        s = self.s
+        parts = (self.q, self.d, s, self.d * s.astype(np.float32), self.halves)
+        raw = [np.ascontiguousarray(part).view(np.uint8).reshape(len(self.q), -1) for part in parts]
+        return np.concatenate(raw, axis=1)
 
 
 Values = NDArray[np.float32] | NDArray[np.uint16] | Q8
@@ -37,7 +56,7 @@ def quantize(x: NDArray[np.float32], dtype: Activation) -> Values:
 
 
 def quantize_q8(x: NDArray[np.float32]) -> Q8:
-    """d = amax / 127, q = rne(x * (127 / amax)), s = sum(q), in f32, per block of 32 (docs/design.md 3)."""
+    """d = amax / 127, q = rne(x * (127 / amax)), in f32, per block of 32 (docs/design.md, section 3)."""
     blocks = flush(x).reshape(len(x), -1, BLOCK)
     amax = np.abs(blocks).max(axis=2, initial=0)
     zero = amax < _LEAST_AMAX
@@ -45,7 +64,7 @@ def quantize_q8(x: NDArray[np.float32]) -> Q8:
     inverse = np.where(zero, np.float32(0), np.float32(127) / safe)
     q = np.rint(blocks * inverse[:, :, None]).astype(np.int8)
     d = np.where(zero, np.float32(0), safe / np.float32(127))
-    return Q8(q.reshape(x.shape), d, q.sum(axis=2, dtype=np.int32))
+    return Q8(q.reshape(x.shape), d)
 
 
 def f32_to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -78,11 +97,7 @@ def decode(values: Values) -> NDArray[np.float64]:
 def raw_rows(values: Values) -> NDArray[np.float32] | NDArray[np.uint8]:
     """f32 as it is; bf16 and q8 as the bytes [rows, row_bytes] of their row format, padding zero."""
     if isinstance(values, Q8):
-        parts = [
-            part.view(np.uint8).reshape(len(values.q), -1)
-            for part in (values.q, values.d, values.s)
-        ]
-        return _padded(np.concatenate(parts, axis=1), Activation.Q8.row_bytes(values.q.shape[1]))
+        return _padded(values.raw(), Activation.Q8.row_bytes(values.q.shape[1]))
     if values.dtype == np.uint16:
         width = Activation.BF16.row_bytes(values.shape[1])
         return _padded(np.ascontiguousarray(values).view(np.uint8), width)

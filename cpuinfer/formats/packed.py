@@ -7,10 +7,10 @@ file. To it come:
 | key | type | what |
 |---|---|---|
 | `general.alignment` | u32 | 64: a packed chunk is one cache line |
-| `cpuinfer.pack.version` | u32 | 1; any change of the layout raises it |
+| `cpuinfer.pack.version` | u32 | 2 (1 knew six types and expanded all others); any change of the layout raises it |
 | `cpuinfer.pack.source_sha256` | string | SHA-256 of the source file, 64 hex digits |
 | `cpuinfer.pack.source_types` | u32 [tensors] | type in the source, numbered as in GGUF |
-| `cpuinfer.pack.types` | u32 [tensors] | type here; F32 where the source's has no native kernel |
+| `cpuinfer.pack.types` | u32 [tensors] | type here: F32 for vectors, and where the source's has no native kernel |
 | `cpuinfer.pack.rows` | u64 [tensors] | N, or the length of a vector |
 | `cpuinfer.pack.columns` | u64 [tensors] | K, or 0 for a vector |
 
@@ -40,11 +40,11 @@ from cpuinfer.formats.header import (
     read_header,
     shorten,
 )
-from cpuinfer.graph.dtypes import Activation, WeightType
+from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.r16k4 import packed_nbytes
 from cpuinfer.graph.weights import Weight
 
-PACK_VERSION = 1
+PACK_VERSION = 2
 PACK_ALIGNMENT = 64
 """Weights start on a cache line: kernels load whole aligned 64-byte chunks."""
 MAX_DIM = 2**31 - 1
@@ -202,8 +202,11 @@ def _tensor(
         raise FormatError(
             path, f"{what} must have 1 to {MAX_DIM} rows and columns", (rows, columns), _REPACK
         )
-    if weight_type.activation is Activation.Q8 and columns % 32:
-        raise FormatError(path, f"columns of {what} must be a multiple of 32", columns, _REPACK)
+    block = weight_type.block[0]
+    if columns % block:
+        raise FormatError(
+            path, f"columns of {what} must be a multiple of {block}", columns, _REPACK
+        )
     tensor = PackedTensor(info.name, source_type, weight_type, rows, columns)
     if (info.type_number, info.shape) != (tensor.container_type, tensor.container_shape):
         raise FormatError(

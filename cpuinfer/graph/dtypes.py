@@ -32,7 +32,7 @@ class WeightType(enum.IntEnum):
 
     @property
     def is_native(self) -> bool:
-        """Whether a native kernel reads this type packed; the others are expanded to F32 at load."""
+        """Whether native kernels read this type packed: a type without one is expanded to F32 at load."""
         return self in _ACTIVATIONS
 
     @property
@@ -44,8 +44,9 @@ class WeightType(enum.IntEnum):
 class Activation(enum.StrEnum):
     """Element type of a buffer between ops.
 
-    f32: row of n floats. bf16: row of n (rounded up to even) bf16. q8: row of n int8, n/32 f32 scales, n/32 int32
-    sums of the int8 values of each block; n is a multiple of 32; rows start 64-byte aligned.
+    f32: row of n floats. bf16: row of n (rounded up to even) bf16. q8: row of n int8, then for each block of 32 its f32
+    scale d, then for each the int32 sum s of its int8 values, then f32 d * s, then the sums of its two halves as int16;
+    n is a multiple of 32; rows start 64-byte aligned.
     """
 
     F32 = "f32"
@@ -55,7 +56,7 @@ class Activation(enum.StrEnum):
     def row_bytes(self, n: int) -> int:
         """Bytes from one row of width n to the next."""
         if self is Activation.Q8:
-            return -(-(n + n // 32 * 8) // 64) * 64
+            return -(-(n + n // 32 * 16) // 64) * 64
         return n * 4 if self is Activation.F32 else -(-n // 2) * 4
 
 
@@ -91,11 +92,8 @@ _BLOCKS: dict[WeightType, tuple[int, int]] = {
     WeightType.MXFP4: (32, 17),
 }
 
-_ACTIVATIONS: dict[WeightType, Activation] = {
+_ACTIVATIONS: dict[WeightType, Activation] = dict.fromkeys(WeightType, Activation.Q8) | {
     WeightType.F32: Activation.F32,
     WeightType.F16: Activation.F32,
     WeightType.BF16: Activation.BF16,
-    WeightType.Q8_0: Activation.Q8,
-    WeightType.Q4_0: Activation.Q8,
-    WeightType.Q4_1: Activation.Q8,
 }

@@ -235,7 +235,7 @@ class OpSpec:
 
 
 def _weight_bytes(weight: WeightSpec) -> int:
-    """Bytes of a weight in memory; a type without a native kernel is there as the F32 it is expanded to."""
+    """Bytes of a weight in memory; a type that no kernel reads packed is there as the F32 it is expanded to."""
     if len(weight.shape) == 1:
         return 4 * weight.shape[0]
     return packed_nbytes(weight.type if weight.type.is_native else WeightType.F32, *weight.shape)

@@ -1,12 +1,16 @@
 /* Integer dots with VPMADDUBSW and VPMADDWD. Half a chunk (8 rows x 4 bytes) is one ymm. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
+#include <codes.h>
 #include <dot_rows.h>
 #include <vec.h>
 
 /* 6 tokens x 2 ymm of sums, 2 of codes, 1 broadcast, 1 product: the 16 registers. The f32 accumulators stay in L1. */
 #define DOT_MR 6
 #define DOT_NP 1
+
+/* Forms of 8 bits are multiplied as sign and magnitude of code - 128. */
+#define DOT_SIGNED8 1
 
 typedef struct {
     __m256i lo, hi;
@@ -30,76 +34,102 @@ DOT_INLINE __m256i dot_broadcast(const char *x) {
     memcpy(&four, x, sizeof four);
     return _mm256_set1_epi32(four);
 }
+DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
+    const __m256i *halves = (const __m256i *)(const void *)pairs;
+    __m256i s = dot_broadcast(sums);
+    return (vi16){_mm256_madd_epi16(_mm256_loadu_si256(halves), s),
+                  _mm256_madd_epi16(_mm256_loadu_si256(halves + 1), s)};
+}
 
 /* Keeps the compiler from reassociating integer sums: it would compute all products first, and spill them. */
 DOT_INLINE void dot_pin(vi16 *sum) {
     __asm__("" : "+x"(sum->lo), "+x"(sum->hi));
 }
 
-/* sums[t] += codes * x, in int16: pairs of products of one block add up to 8 * 2 * 15 * 127 = 30480 at most. */
-DOT_INLINE void dot_add4(int mr, vi16 *sums, int first, __m256i lo, __m256i hi, dot_rows x) {
+/* sums[t] += codes * x in int16. */
+DOT_INLINE void dot_add(int mr, vi16 *sums, int first, vc16 codes, dot_rows x) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
         __m256i a = dot_broadcast(dot_row(x, t));
-        __m256i plo = _mm256_maddubs_epi16(lo, a), phi = _mm256_maddubs_epi16(hi, a);
+        __m256i plo = _mm256_maddubs_epi16(codes.lo, a), phi = _mm256_maddubs_epi16(codes.hi, a);
         sums[t].lo = first ? plo : _mm256_add_epi16(sums[t].lo, plo);
         sums[t].hi = first ? phi : _mm256_add_epi16(sums[t].hi, phi);
         dot_pin(&sums[t]);
     }
 }
-DOT_INLINE void dot_widen(int mr, vi16 *sums) {
-    const __m256i ones = _mm256_set1_epi16(1);
+/* dot[t] (+)= sums[t] times pairs of int16 factors. */
+DOT_INLINE void dot_widen(int mr, vi16 *dot, int first, const vi16 *sums, vi16 factors) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
-        sums[t].lo = _mm256_madd_epi16(sums[t].lo, ones);
-        sums[t].hi = _mm256_madd_epi16(sums[t].hi, ones);
+        __m256i lo = _mm256_madd_epi16(sums[t].lo, factors.lo), hi = _mm256_madd_epi16(sums[t].hi, factors.hi);
+        dot[t].lo = first ? lo : _mm256_add_epi32(dot[t].lo, lo);
+        dot[t].hi = first ? hi : _mm256_add_epi32(dot[t].hi, hi);
     }
-}
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    (void)np;
-#pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-        const __m256i *chunk = (const __m256i *)(const void *)(codes[0] + 64 * c);
-        dot_add4(mr, dot, c == 0, _mm256_loadu_si256(chunk), _mm256_loadu_si256(chunk + 1), dot_rows_next(x, 4 * c));
-    }
-    dot_widen(mr, dot);
-}
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    const __m256i low = _mm256_set1_epi8(15);
-    (void)np;
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const __m256i *chunk = (const __m256i *)(const void *)(codes[0] + 64 * c);
-        __m256i lo = _mm256_loadu_si256(chunk), hi = _mm256_loadu_si256(chunk + 1);
-        dot_add4(mr, dot, c == 0, _mm256_and_si256(lo, low), _mm256_and_si256(hi, low), dot_rows_next(x, 4 * c));
-        dot_add4(mr, dot, 0, _mm256_and_si256(_mm256_srli_epi16(lo, 4), low),
-                 _mm256_and_si256(_mm256_srli_epi16(hi, 4), low), dot_rows_next(x, 16 + 4 * c));
-    }
-    dot_widen(mr, dot);
 }
 
-/* 8 bits: code - 128 as magnitude (0..128) times the activation with its sign. A pair of products fits int16 (2 * 128 *
- * 127), two pairs do not. Widening both factors to int16 for VPMADDWD takes as many operations; with one token it
- * measured 9 % slower. */
-#define DOT_SIGNED8 1
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
-    (void)np;
+/* Chunks whose products int16 holds: 2 * chunks * (2^bits - 1) * 127 < 2^15. */
+DOT_INLINE int dot_group(const int form) {
+    return codes_bits(form) <= 4 ? 8 : codes_bits(form) == 5 ? 4 : 2;
+}
+
+/* Magnitudes times activations that carry the codes' signs. A pair of products fits int16 (2 * 128 * 127), two pairs do
+ * not. Widening both factors to int16 for VPMADDWD takes as many operations; with one token it measured 9 % slower. */
+DOT_INLINE void dot_signed(int mr, vi16 *dot, const uint8_t *block, const int form, dot_rows x) {
+    const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-        const __m256i *chunk = (const __m256i *)(const void *)(codes[0] + 64 * c);
-        __m256i lo = _mm256_xor_si256(_mm256_loadu_si256(chunk), flip);
-        __m256i hi = _mm256_xor_si256(_mm256_loadu_si256(chunk + 1), flip);
-        __m256i abs_lo = _mm256_abs_epi8(lo), abs_hi = _mm256_abs_epi8(hi);
+    for (int i = 0; i < 8; i++) {
+        const int c = form == CODES_U8 ? i : i / 2 + i % 2 * 4;
+        vc16 codes = codes_signed(form, block, c);
+        __m256i abs_lo = _mm256_abs_epi8(codes.lo), abs_hi = _mm256_abs_epi8(codes.hi);
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             __m256i a = dot_broadcast(dot_row(x, t) + 4 * c);
-            __m256i plo = _mm256_madd_epi16(_mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(a, lo)), ones);
-            __m256i phi = _mm256_madd_epi16(_mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(a, hi)), ones);
-            dot[t].lo = c == 0 ? plo : _mm256_add_epi32(dot[t].lo, plo);
-            dot[t].hi = c == 0 ? phi : _mm256_add_epi32(dot[t].hi, phi);
+            __m256i lo = _mm256_madd_epi16(_mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(a, codes.lo)), ones);
+            __m256i hi = _mm256_madd_epi16(_mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(a, codes.hi)), ones);
+            dot[t].lo = i == 0 ? lo : _mm256_add_epi32(dot[t].lo, lo);
+            dot[t].hi = i == 0 ? hi : _mm256_add_epi32(dot[t].hi, hi);
             dot_pin(&dot[t]);
         }
+    }
+}
+
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const int group = dot_group(form);
+    vi16 sums[DOT_MR];
+    (void)np;
+    if (codes_bits(form) == 8) {
+        dot_signed(mr, dot, blocks[0], form, x);
+        return;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const int c = form >= CODES_U4 ? i : i / 2 + i % 2 * 4; /* both nibbles of a byte in turn */
+        dot_add(mr, sums, i % group == 0, codes_chunk(form, blocks[0], c), dot_rows_next(x, 4 * c));
+        if (i % group == group - 1)
+            dot_widen(mr, dot, i == group - 1, sums, (vi16){ones, ones});
+    }
+}
+
+/* Half h's scale of each row, twice. */
+DOT_INLINE vi16 dot_half_scale(const int16_t *pairs, int h) {
+    const __m256i *halves = (const __m256i *)(const void *)pairs;
+    const __m256i which =
+        _mm256_add_epi8(_mm256_set1_epi16((short)(0x0100 + h * 0x0202)),
+                        _mm256_set_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0, 0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+    return (vi16){_mm256_shuffle_epi8(_mm256_loadu_si256(halves), which),
+                  _mm256_shuffle_epi8(_mm256_loadu_si256(halves + 1), which)};
+}
+DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,
+                           const int16_t *const *pairs, dot_rows x) {
+    const int group = codes_bits(form) <= 5 ? 4 : 2;
+    vi16 sums[DOT_MR];
+    (void)np;
+#pragma GCC unroll 8
+    for (int c = 0; c < 8; c++) {
+        dot_add(mr, sums, c % group == 0, codes_chunk(form, blocks[0], c), dot_rows_next(x, 4 * c));
+        if (c % group == group - 1)
+            dot_widen(mr, dot, c == group - 1, sums, dot_half_scale(pairs[0], c / 4));
     }
 }
 #endif

@@ -1,18 +1,20 @@
-/* Integer dots of one 32-block: mr tokens x np panels of 16 rows. This header is the specification: another level
- * gives the same integers its own way. Codes come as r16k4 stores them (docs/design.md section 2), in three forms:
- *   nibbles  [4 chunks][16 rows][4] bytes, low nibble k = 4c + b, high nibble k = 16 + 4c + b
- *   codes4   [8 chunks][16 rows][4] bytes of 0..15
- *   codes8   [8 chunks][16 rows][4] bytes of 0..255
- * A level with signed products may take codes8 as code - 128 (DOT_SIGNED8 1), and says so to the caller.
- * Activations are int8 in -127..127, token t's block at x + t * stride. dot[t * np + p] is panel p of token t. */
+/* Integer dots of one block of 32 k: mr tokens x np panels of 16 rows. This header is the specification: another level
+ * gives the same integers its own way. Codes come in the forms of codes.h; mr, np and the form are constants where this
+ * is inlined. Activations are int8 in -127..127, token t's block at dot_row(x, t). dot[t * np + p] is panel p of token
+ * t. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
+#include <codes.h>
 #include <dot_rows.h>
 #include <vec.h>
 
 /* Most tokens and panels of one tile. */
 #define DOT_MR 4
 #define DOT_NP 1
+
+/* 1 where forms of 8 bits are taken as code - 128, by a level with signed products: dot_block gives
+ * sum((code - 128) * q) for them. */
+#define DOT_SIGNED8 0
 
 typedef struct {
     int32_t v[VF_LANES];
@@ -36,34 +38,40 @@ DOT_INLINE vf16 vi_to_float(vi16 a) {
     VF_EACH r.v[i] = (float)a.v[i];
     return r;
 }
+/* Lane i: pairs[2i] * sums[0] + pairs[2i + 1] * sums[1]. */
+DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
+    int16_t s[2];
+    vi16 r;
+    memcpy(s, sums, sizeof s);
+    VF_EACH r.v[i] = pairs[2 * i] * s[0] + pairs[2 * i + 1] * s[1];
+    return r;
+}
 
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
+/* The sum over k in [4 * begin, 4 * end) of code * q. */
+DOT_INLINE vi16 dot_chunks(const int form, const uint8_t *block, const int8_t *q, int begin, int end) {
+    vi16 sum = vi_set1(0);
+    for (int c = begin; c < end; c++) {
+        vc16 chunk = codes_chunk(form, block, c);
+        VF_EACH for (int b = 0; b < 4; b++) sum.v[i] += chunk.v[4 * i + b] * q[4 * c + b];
+    }
+    return sum;
+}
+/* dot = sum(code * q) over the block. */
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+    for (int t = 0; t < mr; t++)
+        for (int p = 0; p < np; p++)
+            dot[t * np + p] = dot_chunks(form, blocks[p], (const int8_t *)dot_row(x, t), 0, 8);
+}
+/* dot = sc0 * sum(code * q) over the block's first half + sc1 * the same over the second; pairs[p][2r] and [2r + 1] are
+ * sc0 and sc1 of row r. Forms of at most 6 bits, |sc| <= 128. */
+DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,
+                           const int16_t *const *pairs, dot_rows x) {
     for (int t = 0; t < mr; t++)
         for (int p = 0; p < np; p++) {
-            const int8_t *q = (const int8_t *)(dot_row(x, t));
-            vi16 sum = vi_set1(0);
-            for (int k = 0; k < 32; k++)
-                VF_EACH sum.v[i] += codes[p][k / 4 * 64 + i * 4 + k % 4] * q[k];
+            const int8_t *q = (const int8_t *)dot_row(x, t);
+            vi16 first = dot_chunks(form, blocks[p], q, 0, 4), second = dot_chunks(form, blocks[p], q, 4, 8), sum;
+            VF_EACH sum.v[i] = pairs[p][2 * i] * first.v[i] + pairs[p][2 * i + 1] * second.v[i];
             dot[t * np + p] = sum;
         }
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    dot_codes8(mr, np, dot, codes, x);
-}
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    for (int t = 0; t < mr; t++)
-        for (int p = 0; p < np; p++) {
-            const int8_t *q = (const int8_t *)(dot_row(x, t));
-            vi16 sum = vi_set1(0);
-            for (int k = 0; k < 16; k++)
-                VF_EACH {
-                    int code = codes[p][k / 4 * 64 + i * 4 + k % 4];
-                    sum.v[i] += (code & 15) * q[k] + (code >> 4) * q[16 + k];
-                }
-            dot[t * np + p] = sum;
-        }
-}
-
-/* 1 where dot_codes8 takes a code as code - 128. */
-#define DOT_SIGNED8 0
 #endif

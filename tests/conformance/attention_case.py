@@ -82,7 +82,7 @@ class Queries:
 def row_bytes(out_type: int, n: int) -> int:
     """As ci_row_bytes."""
     if out_type == Q8A:
-        return -(-(n + n // 32 * 8) // 64) * 64
+        return -(-(n + n // 32 * 16) // 64) * 64
     return n * 4 if out_type == F32 else -(-n // 2) * 4
 
 

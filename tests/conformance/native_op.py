@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from quant_blocks import random_blocks
 
 from cpuinfer.graph import r16k4
 from cpuinfer.graph.dtypes import Activation, WeightType
@@ -116,7 +117,7 @@ class Call:
         lib = library.lib
         program.thread_bytes = lib.ci_thread_bytes(op, 1, self.rows)
         program.shared_bytes = lib.ci_shared_bytes(op, 1, threads, self.rows, self.rows)
-        workspace = r16k4._aligned(threads * program.thread_bytes + program.shared_bytes)
+        workspace = r16k4.aligned_empty(threads * program.thread_bytes + program.shared_bytes)
         workspace[:] = 0xFF  # NaN, wherever a kernel reads what it did not write
         program.workspace = _pointer(ffi, workspace)
         batch = ffi.new("ci_batch *")
@@ -153,28 +154,6 @@ def quantize(x: NDArray[np.float32], type: Activation, level: str = "scalar") ->
         return np.ascontiguousarray(x).view(np.uint8)
     x = np.ascontiguousarray(x)
     return Call("quantize", rows, n, n, [x], out_type=type).run(level)
-
-
-def random_blocks(rng: np.random.Generator, type: WeightType, n: int, k: int) -> NDArray[np.uint8]:
-    """A GGUF matrix [n, k] of about unit variance: every code equally likely in the quantised types."""
-    if type is WeightType.F32:
-        return rng.normal(size=(n, k)).astype(np.float32).view(np.uint8)
-    if type is WeightType.F16:
-        return rng.normal(size=(n, k)).astype(np.float16).view(np.uint8)
-    if type is WeightType.BF16:
-        return (
-            (rng.normal(size=(n, k)).astype(np.float32).view(np.uint32) >> 16)
-            .astype(np.uint16)
-            .view(np.uint8)
-        )
-    size, width = type.block
-    blocks = rng.integers(0, 256, (n, k // size, width), dtype=np.uint8)
-    spread = 74.0 if type is WeightType.Q8_0 else 4.6
-    scales = (rng.uniform(0.5, 1.5, blocks.shape[:2]) / spread).astype(np.float16)
-    blocks[..., :2] = scales[..., None].view(np.uint8)
-    if type is WeightType.Q4_1:
-        blocks[..., 2:4] = (scales * np.float16(-7.5))[..., None].view(np.uint8)
-    return blocks.reshape(n, -1)
 
 
 def random_weight(rng: np.random.Generator, type: WeightType, n: int, k: int) -> Weight:

@@ -21,6 +21,8 @@ def random_blocks(kind: WeightType, elements: int, seed: int) -> NDArray[np.uint
         return rng.standard_normal(elements).astype("<f4").view(np.uint8)
     for at in _F16_AT[kind]:
         blocks[:, at + 1] &= 0xBF  # the high exponent bit of a little-endian half or bfloat16
+    if kind is WeightType.MXFP4:
+        blocks[:, 0] &= 0xBF  # an exponent of up to 2^63
     return blocks.reshape(-1)
 
 

@@ -79,10 +79,18 @@ def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 64)
 
 
-def _raise_version(path: Path) -> None:
+def _set_version(path: Path, version: bytes) -> None:
     raw = path.read_bytes()
     at = raw.index(b"cpuinfer.pack.version") + len("cpuinfer.pack.version") + 4
-    path.write_bytes(raw[:at] + b"\x09" + raw[at + 1 :])
+    path.write_bytes(raw[:at] + version + raw[at + 1 :])
+
+
+def _raise_version(path: Path) -> None:
+    _set_version(path, b"\x09")
+
+
+def _first_version(path: Path) -> None:
+    _set_version(path, b"\x01")
 
 
 def _other_source(path: Path) -> None:
@@ -95,7 +103,9 @@ def _garbage(path: Path) -> None:
     path.write_bytes(b"garbage")
 
 
-@pytest.mark.parametrize("damage", [_truncate, _raise_version, _other_source, _garbage, os.unlink])
+@pytest.mark.parametrize(
+    "damage", [_truncate, _raise_version, _first_version, _other_source, _garbage, os.unlink]
+)
 def test_an_unsound_entry_is_packed_again(
     model_file, tmp_path, packings, damage: Callable[[Path], None]
 ) -> None:

@@ -14,7 +14,7 @@ SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of the numeric value types, by their number in the file."""
 STRING, ARRAY, U8, U32, BOOL = 8, 9, 0, 4, 7
 
-# Native and expanded types; a row of each is one or two blocks.
+# Types of every kind; a row of each is one or two blocks.
 _TENSORS = {
     "token_embd.weight": ("Q8_0", (20, 64)),
     "blk.0.attn_q.weight": ("Q4_1", (16, 64)),
@@ -22,6 +22,7 @@ _TENSORS = {
     "blk.0.attn_v.weight": ("F16", (3, 40)),
     "blk.0.attn_output.weight": ("BF16", (3, 33)),
     "blk.0.ffn_up.weight": ("Q6_K", (2, 256)),
+    "blk.0.ffn_gate.weight": ("Q3_K", (2, 256)),
     "blk.0.ffn_down.weight": ("IQ4_XS", (2, 256)),
     "blk.0.attn_norm.weight": ("F32", (64,)),
     "blk.0.ffn_norm.weight": ("F16", (64,)),

@@ -205,7 +205,7 @@ def numbers(key: str, kind: int, values: list[int]) -> bytes:
 
 def packed_file(
     alignment_key: bytes = alignment(64),
-    version: bytes = key_value(b"cpuinfer.pack.version", U32, u32(1)),
+    version: bytes = key_value(b"cpuinfer.pack.version", U32, u32(2)),
     sha256: bytes = key_value(b"cpuinfer.pack.source_sha256", STRING, SHA),
     source_types: bytes = numbers("source_types", U32, [Q4_0]),
     types: bytes = numbers("types", U32, [Q4_0]),
@@ -220,14 +220,14 @@ def packed_file(
 
 BAD_PACKED: dict[str, tuple[bytes, str]] = {
     "alignment 32": (packed_file(alignment_key=b""), "multiple of 64; got 32"),
-    "no version": (packed_file(version=b""), "version 1 are read; got None"),
-    "version 2": (
-        packed_file(version=key_value(b"cpuinfer.pack.version", U32, u32(2))),
-        "version 1 are read; got 2",
+    "no version": (packed_file(version=b""), "version 2 are read; got None"),
+    "version 1": (
+        packed_file(version=key_value(b"cpuinfer.pack.version", U32, u32(1))),
+        "version 2 are read; got 1",
     ),
     "version of another kind": (
-        packed_file(version=key_value(b"cpuinfer.pack.version", STRING, string(b"1"))),
-        "version 1 are read",
+        packed_file(version=key_value(b"cpuinfer.pack.version", STRING, string(b"2"))),
+        "version 2 are read",
     ),
     "no hash": (packed_file(sha256=b""), "64 hex digits"),
     "hash that is a path": (
@@ -245,11 +245,23 @@ BAD_PACKED: dict[str, tuple[bytes, str]] = {
         "rows must be an array of 1 unsigned.*got int64",
     ),
     "type 77": (packed_file(types=numbers("types", U32, [77])), r"got \(2, 77\)"),
-    "type without a kernel": (
+    "columns of broken blocks of 256": (
         packed_file(
             source_types=numbers("source_types", U32, [14]), types=numbers("types", U32, [14])
         ),
-        "Q6_K can't be packed so",
+        "columns.*must be a multiple of 256; got 64",
+    ),
+    "panels of another type": (
+        packed_file(
+            source_types=numbers("source_types", U32, [14]),
+            types=numbers("types", U32, [14]),
+            columns=numbers("columns", U64, [256]),
+        ),
+        r"must be I8 \(3360,\) inside",
+    ),
+    "expanded for no reason": (
+        packed_file(types=numbers("types", U32, [0])),
+        "Q4_0 can't be packed so; got F32",
     ),
     "another type than the source's": (
         packed_file(types=numbers("types", U32, [8])),

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import tiny
 
+from cpuinfer.graph import dtypes
 from cpuinfer.graph.display import format_program
 from cpuinfer.graph.dtypes import Activation, WeightType
 from cpuinfer.graph.ops import StepSize
@@ -18,7 +19,8 @@ from cpuinfer.models import build_program
 
 
 def model(matrix: WeightType = WeightType.Q4_1, **others: WeightType) -> Program:
-    return build_program(tiny.METADATA, tiny.weight_types(matrix, **others), max_positions=64)
+    types = tiny.weight_types(matrix, **others)
+    return build_program(tiny.metadata(types), types, max_positions=64)
 
 
 def kinds(program: Program) -> dict[str, int]:
@@ -60,7 +62,8 @@ def test_one_quantize_per_input_and_type() -> None:
     assert kinds(lower(model(WeightType.F32))).get("quantize", 0) == 0
 
 
-def test_lower_refuses_types_without_a_kernel() -> None:
+def test_lower_refuses_types_without_a_kernel(monkeypatch) -> None:
+    monkeypatch.delitem(dtypes._ACTIVATIONS, WeightType.Q5_1)
     spec_types = tiny.weight_types(WeightType.F32)
     program = build_program(tiny.METADATA, spec_types, max_positions=64)
     name = "blk.1.ffn_up.weight"

@@ -39,7 +39,7 @@ TOKENS = np.random.default_rng(3).integers(0, 97, CONTEXT).tolist()
 
 def model(matrix: WeightType, **others: WeightType) -> tuple[Any, Mapping[str, Weight]]:
     types = tiny.weight_types(matrix, **others)
-    return build_program(tiny.METADATA, types, max_positions=CONTEXT), tiny.weights(types)
+    return build_program(tiny.metadata(types), types, max_positions=CONTEXT), tiny.weights(types)
 
 
 def native(matrix: WeightType, kv_type: KVType = KVType.F16, **options: Any) -> Executable:

@@ -1,0 +1,240 @@
+/* Weight types whose product is an integer dot per block of 32 times q8 activations, as one template over their form
+ * (docs/design.md section 3). CI_INTEGER_TILES makes the tiles of a form, CI_INTEGER_FORMAT a weight type of them. */
+#ifndef CPUINFER_MATMUL_INT_H
+#define CPUINFER_MATMUL_INT_H
+#include <dot.h>
+
+#include "block_scales.h"
+#include "matmul.h"
+
+/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
+ * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
+enum { CI_AHEAD = 2048 };
+
+/* Where a tile stands: at a block of every token, and of panel 0. */
+typedef struct place {
+    dot_rows q, d, s; /* the tokens' int8 values, scales, and the row of their sums that the form takes */
+    const uint8_t *header, *codes;
+    int32_t block; /* of those that share the header */
+} place;
+
+DOT_INLINE float load_f32(const char *p) {
+    float f;
+    memcpy(&f, p, sizeof f);
+    return f;
+}
+DOT_INLINE int32_t load_i32(const char *p) {
+    int32_t i;
+    memcpy(&i, p, sizeof i);
+    return i;
+}
+
+DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
+    for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
+        __builtin_prefetch(codes + CI_AHEAD + i);
+}
+
+/* What the dots of a block miss: offset times the sum of q, times the scales where halves have their own. */
+DOT_INLINE vi16 without_offset(const form f, vi16 dot, const int16_t *pairs, const char *s) {
+    const int offset = DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
+    if (!offset)
+        return dot;
+    vi16 sum = f.halves ? vi_mul_pairs(pairs, s) : vi_set1(load_i32(s));
+#pragma GCC unroll 8
+    for (int bit = 0; bit < 8; bit++)
+        if (offset >> bit & 1)
+            dot = vi_sub(dot, vi_mul_pow2(sum, bit));
+    return dot;
+}
+
+/* Add one block to acc[mr][np]. */
+DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t panel_bytes, const place *at, vf16 *acc) {
+    const uint8_t *codes[CI_MAX_NP];
+    const int16_t *pairs[CI_MAX_NP];
+    int16_t room[CI_MAX_NP][2 * CI_ROWS], min_room[2 * CI_ROWS];
+    vi16 dot[CI_MAX_MR * CI_MAX_NP];
+    for (int p = 0; p < np; p++) {
+        codes[p] = at->codes + p * panel_bytes;
+        pairs[p] = f.halves ? block_pairs(f, at->header + p * panel_bytes, at->block, room[p]) : NULL;
+        if (f.header != HEADER_UNPACKED)
+            fetch_ahead(f, codes[p]);
+    }
+    if (f.halves)
+        dot_halves(mr, np, dot, codes, f.codes, pairs, at->q);
+    else
+        dot_block(mr, np, dot, codes, f.codes, at->q);
+#pragma GCC unroll 4
+    for (int p = 0; p < np; p++) {
+        const uint8_t *header = at->header + p * panel_bytes;
+        vf16 w_scale = block_scale(f, header, at->block);
+        vf16 w_min = f.mins ? block_min(f, header, at->block) : vf_zero();
+        const int16_t *min_pairs = f.mins && f.halves ? block_min_pairs(f, header, at->block, min_room) : NULL;
+#pragma GCC unroll 8
+        for (int t = 0; t < mr; t++) {
+            int i = t * np + p;
+            const char *s = dot_row(at->s, t);
+            vf16 d = vf_set1(load_f32(dot_row(at->d, t)));
+            acc[i] = vf_fma(vi_to_float(without_offset(f, dot[i], pairs[p], s)), vf_mul(w_scale, d), acc[i]);
+            if (f.mins && f.halves)
+                acc[i] = vf_fma(w_min, vf_mul(d, vi_to_float(vi_mul_pairs(min_pairs, s))), acc[i]);
+            else if (f.mins)
+                acc[i] = vf_fma(w_min, vf_set1(load_f32(s)), acc[i]);
+        }
+    }
+}
+
+DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile *tile) {
+    vf16 acc[CI_MAX_MR * CI_MAX_NP];
+    if (mr > DOT_MR || np > DOT_NP)
+        return; /* not in the table: keep the compiler from building it */
+#pragma GCC unroll 32
+    for (int i = 0; i < mr * np; i++)
+        acc[i] = vf_zero();
+    const int32_t blocks = tile->k / 32;
+    const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
+    const void *sums = f.halves ? (const void *)row.half_sums : f.mins ? (const void *)row.scaled : row.sums;
+    place at = {
+        .q = dot_rows_at(tile->x, tile->x_stride),
+        .d = dot_rows_at((const char *)row.scales, tile->x_stride),
+        .s = dot_rows_at((const char *)sums, tile->x_stride),
+        .header = tile->panel,
+        .codes = tile->panel + header_bytes(f),
+    };
+    for (int32_t block = 0; block < blocks; block++) {
+        add_block(mr, np, f, tile->panel_bytes, &at, acc);
+        at.q = dot_rows_next(at.q, 32);
+        at.d = dot_rows_next(at.d, 4);
+        at.s = dot_rows_next(at.s, 4);
+        at.codes += codes_bytes(f.codes);
+        if (++at.block == tile_blocks(f)) {
+            at.block = 0;
+            at.header = at.codes;
+            at.codes += header_bytes(f);
+        }
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < mr * np; i++)
+        vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
+}
+
+/* Bytes of a panel: whole tiles. */
+DOT_INLINE int64_t form_bytes(const form f, int32_t k) {
+    return ((int64_t)k / 32 + tile_blocks(f) - 1) / tile_blocks(f) * tile_bytes(f);
+}
+
+/* Where block i of a panel lies. */
+DOT_INLINE const uint8_t *tile_of(const form f, const uint8_t *panel, int32_t i) {
+    return panel + (int64_t)(i / tile_blocks(f)) * tile_bytes(f);
+}
+DOT_INLINE const uint8_t *codes_of(const form f, const uint8_t *tile, int32_t i) {
+    return tile + header_bytes(f) + i % tile_blocks(f) * codes_bytes(f.codes);
+}
+
+/* A panel of form f as one of form `wide`, whose header is HEADER_UNPACKED and whose codes are bytes. */
+DOT_INLINE void unpack(const form f, const form wide, uint8_t *out, const uint8_t *panel, int32_t k) {
+    for (int32_t block = 0; block < k / 32; block++) {
+        const uint8_t *header = tile_of(f, panel, block), *codes = codes_of(f, header, block);
+        int i = block % tile_blocks(f);
+        int16_t room[2 * CI_ROWS];
+        fetch_ahead(f, codes);
+        vf_store((float *)(void *)out, block_scale(f, header, i));
+        out += 64;
+        if (f.mins) {
+            vf_store((float *)(void *)out, block_min(f, header, i));
+            out += 64;
+        }
+        if (f.halves) {
+            memcpy(out, block_pairs(f, header, i, room), sizeof room);
+            out += 64;
+        }
+        if (f.mins && f.halves) {
+            memcpy(out, block_min_pairs(f, header, i, room), sizeof room);
+            out += 64;
+        }
+#pragma GCC unroll 8
+        for (int c = 0; c < 8; c++)
+            vc_store(out + 64 * c, codes_chunk(f.codes, codes, c));
+        out += codes_bytes(wide.codes);
+    }
+}
+
+/* scale * (code - offset) (+ min), as GGUF has it: (d * sc) * (code - offset) (+ -dmin * m) with halves. */
+DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t row, int32_t first) {
+    int32_t block = first / 32, i = block % tile_blocks(f);
+    const uint8_t *header = tile_of(f, panel, block), *codes = codes_of(f, header, block);
+    float scales[CI_ROWS], mins[CI_ROWS];
+    int16_t room[2 * CI_ROWS];
+    uint8_t chunk[64];
+    vf_store(scales, block_scale(f, header, i));
+    float scale[2] = {scales[row], scales[row]}, min[2] = {0.0f, 0.0f};
+    if (f.halves) {
+        const int16_t *pairs = block_pairs(f, header, i, room);
+        scale[0] *= (float)pairs[2 * row];
+        scale[1] *= (float)pairs[2 * row + 1];
+    }
+    if (f.mins) {
+        vf_store(mins, block_min(f, header, i));
+        min[0] = min[1] = mins[row];
+    }
+    if (f.mins && f.halves) {
+        const int16_t *pairs = block_min_pairs(f, header, i, room);
+        min[0] *= (float)pairs[2 * row];
+        min[1] *= (float)pairs[2 * row + 1];
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < 8; c++) {
+        vc_store(chunk, codes_chunk(f.codes, codes, c));
+        for (int b = 0; b < 4; b++) {
+            float value = scale[c / 4] * (float)(chunk[4 * row + b] - f.offset);
+            out[4 * c + b] = f.mins ? value + min[c / 4] : value;
+        }
+    }
+}
+
+/* The tiles of a form: functions called name##_##mr##x##np, and their table. */
+/* clang-format off */
+#define CI_INT_TILE(name, form, mr, np) \
+    static void name##_##mr##x##np(const ci_tile *tile) { compute(mr, np, form, tile); }
+#define CI_INT_TILES_OF(name, form, mr) \
+    CI_INT_TILE(name, form, mr, 1) CI_INT_TILE(name, form, mr, 2) CI_INT_TILE(name, form, mr, 4)
+#define CI_INT_TILES(name, form)                                                                \
+    CI_INT_TILES_OF(name, form, 1) CI_INT_TILES_OF(name, form, 2) CI_INT_TILES_OF(name, form, 3) \
+    CI_INT_TILES_OF(name, form, 4) CI_INT_TILES_OF(name, form, 5) CI_INT_TILES_OF(name, form, 6)
+#define CI_INT_ENTRY(name, mr, np) ((mr) <= DOT_MR && (np) <= DOT_NP ? name##_##mr##x##np : NULL)
+#define CI_INT_ENTRIES(name, mr) {CI_INT_ENTRY(name, mr, 1), CI_INT_ENTRY(name, mr, 2), CI_INT_ENTRY(name, mr, 4)}
+#define CI_INT_TABLE(name)                                                                      \
+    {CI_INT_ENTRIES(name, 1), CI_INT_ENTRIES(name, 2), CI_INT_ENTRIES(name, 3),                 \
+     CI_INT_ENTRIES(name, 4), CI_INT_ENTRIES(name, 5), CI_INT_ENTRIES(name, 6)}
+
+/* A weight type of a form: its ci_format ci_##name##_format. Its tiles read panels as they are stored for any number of
+ * tokens, unless further fields say how to unpack one. */
+#define CI_INT_FORMAT(name, number, form, ...)                                                  \
+    CI_INT_TILES(name, form)                                                                    \
+    static const ci_tiles name##_tiles = CI_INT_TABLE(name);                                    \
+    static int64_t name##_bytes(int32_t k) { return form_bytes(form, k); }                      \
+    static int64_t name##_prepared_bytes(int32_t k) { (void)k; return 0; }                      \
+    static void name##_decode(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n) { \
+        (void)k;                                                                                \
+        (void)n;                                                                                \
+        decode(form, out, panel, row, first);                                                   \
+    }                                                                                           \
+    extern const ci_format ci_##name##_format;                                                  \
+    const ci_format ci_##name##_format = {                                                      \
+        .type = number,                                                                         \
+        .activation = CI_Q8A,                                                                   \
+        .mr = DOT_MR,                                                                           \
+        .np = DOT_NP,                                                                           \
+        .panel_bytes = name##_bytes,                                                            \
+        .tiles = &name##_tiles,                                                                 \
+        .prepared_bytes = name##_prepared_bytes,                                                \
+        .decode = name##_decode,                                                                \
+        __VA_ARGS__                                                                             \
+    }
+/* The same, unpacked from `tokens` tokens on to the form `wide`, whose tiles another file makes. */
+#define CI_INT_FORMAT_UNPACKED(name, number, form, tokens, wide, wide_tiles)                    \
+    static int64_t name##_unpacked_bytes(int32_t k) { return form_bytes(wide, k); }             \
+    static void name##_unpack(uint8_t *out, const uint8_t *panel, int32_t k) { unpack(form, wide, out, panel, k); } \
+    CI_INT_FORMAT(name, number, form, .unpack_tokens = tokens, .unpacked_bytes = name##_unpacked_bytes, .unpack = name##_unpack, \
+                  .unpacked_tiles = &wide_tiles)
+/* clang-format on */
+#endif
