@@ -200,13 +200,13 @@ const char *ci_build_map(void);
 int32_t ci_fill(float *x, int64_t n, int32_t n_threads, float value);
 int64_t ci_read(const float *x, int64_t n, int32_t n_threads, int32_t streams, int32_t repetitions);
 
-/* Products by this level's instructions, on as many independent sums as its kernels keep: of f32; of bf16 pairs; of
- * int8 with 4-bit and with 8-bit codes, bare and (blocks) as the kernels run them, loads included. */
+/* Products by this level's instructions, on as many independent sums as its kernels keep. Bare: f32, and int8 with
+ * 4-bit and with 8-bit codes. As the kernels run them, loads included (blocks): bf16 pairs, and the same of int8. */
 enum ci_peak_kind {
     CI_PEAK_F32 = 0,
-    CI_PEAK_BF16 = 1,
-    CI_PEAK_INT4 = 2,
-    CI_PEAK_INT8 = 3,
+    CI_PEAK_INT4 = 1,
+    CI_PEAK_INT8 = 2,
+    CI_PEAK_BF16_BLOCKS = 3,
     CI_PEAK_INT4_BLOCKS = 4,
     CI_PEAK_INT8_BLOCKS = 5
 };

@@ -1,4 +1,5 @@
 /* What this machine can do at most: reads of memory, and products. cpuinfer.machine.ceilings times them. */
+#include <bf16_dot.h>
 #include <dot.h>
 #include <peaks.h>
 
@@ -81,16 +82,22 @@ int64_t ci_read(const float *x, int64_t n, int32_t n_threads, int32_t streams, i
     return atomic_load(&m.sum);
 }
 
-/* Independent sums: as many as the level's GEMM keeps, for bf16 less the second vector of a pair. */
-enum { CHAINS = VF_GEMM_MR, PAIR_CHAINS = VF_GEMM_MR - 1, INT_CHAINS = DOT_MR * DOT_NP };
+/* Independent sums: as many as the level's GEMM keeps. A tile of bf16 is PAIR_MR tokens x PAIR_NP panels. */
+enum {
+    CHAINS = VF_GEMM_MR,
+    PAIR_MR = BF16_MOST < 6 ? BF16_MOST : 6,
+    PAIR_NP = BF16_MOST / PAIR_MR,
+    INT_CHAINS = DOT_MR * DOT_NP
+};
 
 /* What the products are made of. */
 typedef struct factors {
     _Alignas(64) uint8_t codes[DOT_NP][512]; /* a block of 32 k of DOT_NP panels */
     _Alignas(64) int8_t x[DOT_MR][64];
     _Alignas(64) float f32[VF_LANES];
-    _Alignas(64) uint16_t bf16[2 * VF_LANES];
-    float start[CHAINS]; /* of the sums: were they equal, one would do for all */
+    _Alignas(64) uint16_t panels[PAIR_NP][2 * VF_LANES]; /* a pair of k in bf16 */
+    _Alignas(64) char pairs[PAIR_MR][BF16_PAIR_BYTES];   /* the tokens' own */
+    float start[CHAINS];                                 /* of the sums: were they equal, one would do for all */
 } factors;
 
 static factors some_factors(void) {
@@ -101,10 +108,12 @@ static factors some_factors(void) {
     for (int t = 0; t < DOT_MR; t++)
         for (int i = 0; i < 64; i++)
             f.x[t][i] = (int8_t)(i - 32);
-    for (int i = 0; i < VF_LANES; i++) {
+    for (int i = 0; i < VF_LANES; i++)
         f.f32[i] = 0.5f;
-        f.bf16[2 * i] = f.bf16[2 * i + 1] = f32_to_bf16(0.5f);
-    }
+    for (int p = 0; p < PAIR_NP; p++)
+        for (int i = 0; i < 2 * VF_LANES; i++)
+            f.panels[p][i] = f32_to_bf16(0.5f);
+    memset(f.pairs, 0, sizeof f.pairs);
     for (int i = 0; i < CHAINS; i++)
         f.start[i] = (float)i;
     __asm__ volatile("" : : "r"(&f) : "memory"); /* the compiler knows none of it */
@@ -131,23 +140,24 @@ static int64_t run_f32(const factors *f, int64_t repetitions) {
     return CHAINS * VF_LANES * 2;
 }
 
+/* Steps of the level's bf16 tile, loads included. */
 static int64_t run_bf16(const factors *f, int64_t repetitions) {
-    const peak_pairs w = peak_load_pairs(f->bf16);
-    vf16 acc[PAIR_CHAINS];
+    const uint8_t *panels = (const uint8_t *)f->panels;
+    vf16 sum[PAIR_MR * PAIR_NP];
     float out[VF_LANES];
-#pragma GCC unroll 16
-    for (int i = 0; i < PAIR_CHAINS; i++)
-        acc[i] = vf_set1(f->start[i]);
-    for (int64_t r = 0; r < repetitions; r++)
-#pragma GCC unroll 16
-        for (int i = 0; i < PAIR_CHAINS; i++)
-            acc[i] = peak_bf16(acc[i], w, w);
-#pragma GCC unroll 16
-    for (int i = 0; i < PAIR_CHAINS; i++) {
-        vf_store(out, acc[i]);
+#pragma GCC unroll 32
+    for (int i = 0; i < PAIR_MR * PAIR_NP; i++)
+        sum[i] = vf_set1(f->start[i % CHAINS]);
+    for (int64_t r = 0; r < repetitions; r++) {
+        bf16_step(PAIR_MR, PAIR_NP, sum, panels, sizeof f->panels[0], dot_rows_at(f->pairs[0], BF16_PAIR_BYTES));
+        __asm__ volatile("" : : : "memory"); /* the factors may be others */
+    }
+#pragma GCC unroll 32
+    for (int i = 0; i < PAIR_MR * PAIR_NP; i++) {
+        vf_store(out, sum[i]);
         __asm__ volatile("" : : "r"(out) : "memory");
     }
-    return PAIR_CHAINS * VF_LANES * 4;
+    return PAIR_MR * PAIR_NP * VF_LANES * 4;
 }
 
 /* A block of dot.h, loads included. */
@@ -158,10 +168,7 @@ INLINE int64_t run_block(const int bits, const factors *f, int64_t repetitions) 
         codes[p] = f->codes[p];
     for (int64_t r = 0; r < repetitions; r++) {
         const dot_rows x = dot_rows_at((const char *)f->x, sizeof f->x[0]);
-        if (bits == 4)
-            dot_block(DOT_MR, DOT_NP, dot, codes, CODES_U4, x, NULL);
-        else
-            dot_block(DOT_MR, DOT_NP, dot, codes, CODES_U8, x, NULL);
+        dot_block(DOT_MR, DOT_NP, dot, codes, bits == 4 ? CODES_U4 : CODES_U8, x, NULL);
 #pragma GCC unroll 16
         for (int i = 0; i < INT_CHAINS; i++)
             out[i] = dot[i];
@@ -208,7 +215,7 @@ static void run_share(const ci_team *team, void *argument) {
     case CI_PEAK_F32:
         each = run_f32(&f, p->repetitions);
         break;
-    case CI_PEAK_BF16:
+    case CI_PEAK_BF16_BLOCKS:
         each = run_bf16(&f, p->repetitions);
         break;
     case CI_PEAK_INT4:

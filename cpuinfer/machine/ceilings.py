@@ -22,12 +22,12 @@ from cpuinfer.machine.folders import cache_dir
 
 PEAKS: Mapping[str, tuple[str, ...]] = {
     "f32": ("f32",),
-    "bf16": ("bf16",),
+    "bf16": ("f32", "bf16_blocks"),
     "int4": ("int4", "int4_blocks"),
     "int8": ("int8", "int8_blocks"),
 }
 """A peak by name, and the sequences of native/api.h of which the fastest is the peak. int4, int8: the products of int8
-activations with codes of at most 4 bits, or more."""
+activations with codes of fewer than 8 bits, or of 8. bf16: two FMAs, or what the level has instead."""
 
 MEMORY = "DRAM"
 """The level of memory behind all caches."""

@@ -87,7 +87,7 @@ class Library:
         return total
 
     def peak(self, kind: str, threads: int, repetitions: int) -> int:
-        """Operations of a kind (api.h: f32, bf16, int4, int8, int4_blocks, int8_blocks) done by `threads` threads.
+        """Operations of a kind (api.h: f32, int4, int8, bf16_blocks, int4_blocks, int8_blocks) done by `threads` threads.
 
         0 where the level has no such sequence. Raises ValueError for an unknown kind.
         """

@@ -103,7 +103,7 @@ def _roofs(axes: Axes, stats: Stats, left: float, right: float) -> None:
         begin = min(right, peak / fastest)
         axes.plot([begin, right], [1e-9 * peak] * 2, color="0.2", lw=1)
         # Peaks that nearly coincide get their names side by side.
-        near = sum(abs(peak - other) < 0.1 * other for other in seen)
+        near = sum(peak > 0.75 * other for other in seen)
         axes.annotate(
             f"{name} {1e-9 * peak:.0f} GOP/s",
             (right / 1.2 / 8**near, 1e-9 * peak),

@@ -2,7 +2,6 @@
 #ifndef CPUINFER_PEAKS_H
 #define CPUINFER_PEAKS_H
 #include <dot.h>
-#include <peaks_bf16.h>
 
 #define PEAK_INTS 1
 
