@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
 from cpuinfer.devices import create_device
-from cpuinfer.devices.base import PAGE_TOKENS, Limits
+from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.outputs import (
     CompletionOutput,
@@ -31,6 +31,8 @@ from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
 
 if TYPE_CHECKING:
+    from cpuinfer.devices.meter import Meter
+    from cpuinfer.machine.roofline import Stats
     from cpuinfer.text.chat import ChatTemplate
 
 Prompt = str | Sequence[int]
@@ -84,7 +86,8 @@ class LLM:
             frozenset(self.tokenizer.eog_ids),
             DEFAULT_MAX_TOKENS,
         )
-        self._engine = Engine(self.executable, self.limits, config.max_sequences)
+        self._meter = open_meter(self.executable) if config.stats else None
+        self._engine = Engine(self._meter or self.executable, self.limits, config.max_sequences)
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._numbers = count()
@@ -154,6 +157,33 @@ class LLM:
             raise RuntimeError("the request was aborted: a step that it shared failed")
         return logits
 
+    def stats(self, reset: bool = False) -> Stats:
+        """What each kind of op did in all steps so far, beside what this machine can do: machine.roofline.Stats.
+
+        By phase (prefill, decode) and kind of op: time, bytes, operations, what bounds it, the shares of that ceiling
+        and of the time; and what the steps lost outside ops. All requests count, as they share steps. reset: start
+        anew after this. The machine's ceilings are measured at the first call and kept in the cache folder.
+
+        Raises ValueError unless the LLM was made with stats=True.
+
+        >>> llm = LLM("smollm2-135m", stats=True)
+        >>> llm.generate("The capital of France is")
+        >>> {op.name: op.share_of_ceiling for op in llm.stats().phases[-1].ops}
+        """
+        from cpuinfer.machine.ceilings import ceilings
+        from cpuinfer.machine.isa import best, load
+
+        meter = self._meter
+        if meter is None:
+            raise ValueError("stats: nothing was measured; make the LLM with stats=True")
+        device: Any = self.device
+        found = ceilings(load(device.level), load(best()), device.level, device.threads)
+        with self._lock:
+            stats = meter.stats(found)
+            if reset:
+                meter.clear()
+        return stats
+
     @property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template. Raises ValueError if it has none."""
@@ -216,8 +246,11 @@ class LLM:
         with self._lock:
             if done():
                 return
+            begin = perf_counter()
             try:
                 self._engine.step()
+                if self._meter is not None:
+                    self._meter.end_step(perf_counter() - begin)
             except Exception:
                 # The step would fail again: end what shares it, so that other threads do not wait
                 # for ever.
@@ -310,6 +343,15 @@ class LLM:
 
 def _any_done(requests: Sequence[Request]) -> bool:
     return any(request.done for request in requests)
+
+
+def open_meter(executable: Executable) -> Meter:
+    """A Meter of an executable. Raises ValueError where its device does not time ops."""
+    from cpuinfer.devices.meter import Meter, is_measurable
+
+    if not is_measurable(executable):
+        raise ValueError("stats: this device does not time its ops; use the device 'native'")
+    return Meter(executable)
 
 
 def page_bytes(kv: KVSpec, kv_type: KVType) -> int:

@@ -112,5 +112,24 @@ int64_t ci_q8_row_bytes(int32_t n);
 const char *ci_level(void);
 const char *ci_build_map(void);
 
-/* Sum of n 64-bit words read by n_threads threads; times repetitions. For measuring the read bandwidth. */
-uint64_t ci_read_words(const uint64_t *words, int64_t n, int32_t n_threads, int32_t repetitions);
+/* For measuring the machine's ceilings. n is a multiple of 128; each thread has its own share of x, always the same.
+ * ci_fill writes `value` everywhere: 0, or -1 for another n. ci_read returns the sum of x times repetitions (exact for
+ * whole numbers while it stays below 2^28), every thread reading its share as `streams` (1, 2 or 4) runs side by side;
+ * -1 for other arguments. */
+int32_t ci_fill(float *x, int64_t n, int32_t n_threads, float value);
+int64_t ci_read(const float *x, int64_t n, int32_t n_threads, int32_t streams, int32_t repetitions);
+
+/* Products by this level's instructions, on as many independent sums as its kernels keep: of f32; of bf16 pairs; of
+ * int8 with 4-bit and with 8-bit codes, bare and (blocks) as the kernels run them, loads included. */
+enum ci_peak_kind {
+    CI_PEAK_F32 = 0,
+    CI_PEAK_BF16 = 1,
+    CI_PEAK_INT4 = 2,
+    CI_PEAK_INT8 = 3,
+    CI_PEAK_INT4_BLOCKS = 4,
+    CI_PEAK_INT8_BLOCKS = 5
+};
+
+/* Run them on n_threads threads. Returns the operations done (a multiplication and an addition are two): 0 where the
+ * level has no bare sequence, -1 for an unknown kind. */
+int64_t ci_peak(int32_t kind, int32_t n_threads, int64_t repetitions);

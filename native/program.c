@@ -208,28 +208,3 @@ int32_t ci_run(const ci_program *program, const ci_batch *batch) {
     ci_team_run(program->n_threads, walk, &r);
     return 0;
 }
-
-typedef struct reading {
-    const uint64_t *words;
-    int64_t n;
-    int32_t repetitions;
-    _Atomic uint64_t sum;
-} reading;
-
-static void read_share(const ci_team *team, void *argument) {
-    reading *r = argument;
-    int64_t begin = r->n * team->id / team->n, end = r->n * (team->id + 1) / team->n;
-    uint64_t sum = 0;
-    for (int32_t repetition = 0; repetition < r->repetitions; repetition++) {
-        for (int64_t i = begin; i < end; i++)
-            sum += r->words[i];
-        __asm__ volatile("" : : : "memory"); /* or the compiler reads once and multiplies */
-    }
-    atomic_fetch_add(&r->sum, sum);
-}
-
-uint64_t ci_read_words(const uint64_t *words, int64_t n, int32_t n_threads, int32_t repetitions) {
-    reading r = {.words = words, .n = n, .repetitions = repetitions};
-    ci_team_run(n_threads, read_share, &r);
-    return atomic_load(&r.sum);
-}

@@ -6,6 +6,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from cpuinfer.cli.options import KV, Device, DeviceName, Isa, Json, KVName
 if TYPE_CHECKING:
     from cpuinfer.cli.bench_run import Runner
     from cpuinfer.cli.bench_spec import Case, Result
+    from cpuinfer.machine.roofline import Stats
 
     Option = list[str] | None
 
@@ -76,6 +78,17 @@ def bench(
     device: Device = DeviceName.native,
     kv_type: KV = KVName.f16,
     peer: Peers = None,
+    stats: Annotated[
+        bool | None,
+        typer.Option(
+            "--stats/--no-stats",
+            help="One more repetition, with each kind of op timed. [default: for JSON and plots]",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT.PNG", help="Draw the roofline with the ops on it."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure tokens per second of prompts and of generation. Flags and fields are llama-bench's.
@@ -87,10 +100,11 @@ def bench(
         from cpuinfer.cli.bench_compare import compare
 
         return compare(model[1:], json)
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from cpuinfer.cli.bench_spec import Report, cases, numbers, pairs
     from cpuinfer.cli.output import print_json
+    from cpuinfer.cli.stats_table import markdown
     from cpuinfer.machine.cpu import default_threads
 
     models = [*(model or []), *(m or [])]
@@ -111,21 +125,57 @@ def bench(
     if peer:
         from cpuinfer.cli.bench_peer import beside
 
+        if stats or plot or device is not DeviceName.native or o in (Output.jsonl, Output.csv):
+            raise typer.BadParameter(
+                "with other engines there is -o md or json, the native device, and no --stats or --plot",
+                param_hint="--peer",
+            )
         text = "json" if json or o is Output.json else "md"
         return beside(peer, models, threads, every, r, kv_type.value, isa, ubatch, text)
+    if plot is not None:
+        _check_plot(plot, threads)
+    if stats is None:
+        stats = json or o in (Output.json, Output.jsonl) or plot is not None
     report = Report("none" if json else o.value)
     results: list[Result] = []
+    profiles: list[tuple[str, Stats]] = []
     _write(report.begin(), json)
     for name in models:
         for count in threads:
             runner = _runner(name, every, count, isa, device, kv_type, ubatch)
             for case in every:
                 result = measure(runner, case, r)
+                if stats and (profile := runner.profile(case)) is not None:
+                    profiles.append((case.label, profile))
+                    result = replace(result, stats=profile.as_json())
                 results.append(result)
                 _write(report.line(result, case.label), json)
     _write(report.end(), json)
+    if o is Output.md:
+        for label, profile in profiles:
+            _write(markdown(profile, label), json)
+    if plot is not None:
+        _draw(plot, profiles)
     if json:
         print_json({"results": [asdict(result) for result in results]})
+
+
+def _check_plot(path: Path, threads: list[int]) -> None:
+    from cpuinfer.machine.plot import check_plotting
+
+    if len(threads) > 1:
+        raise typer.BadParameter("a plot is of one number of threads", param_hint="--plot")
+    check_plotting(path)
+
+
+def _draw(path: Path, profiles: list[tuple[str, Stats]]) -> None:
+    from cpuinfer.cli.output import note
+    from cpuinfer.machine.plot import draw
+
+    if not profiles:
+        raise ValueError("--plot: this device does not time its ops; use the device 'native'")
+    draw(path, profiles)
+    note(f"roofline drawn to {path}")
 
 
 def _write(text: str, json: bool) -> None:

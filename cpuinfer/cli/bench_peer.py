@@ -165,6 +165,17 @@ class Report:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
 
+    def limit(self, samples: Samples) -> float | None:
+        """The machine's limit at the samples' point, in tokens per second; None where none is known."""
+        for about in self.about:
+            where = about["model_filename"], about["n_threads"], about["engine"]
+            if where == (samples.model, samples.threads, OURS):
+                for row in about["flags"]["limits"]:
+                    same = all(row[key] == value for key, value in asdict(samples.point).items())
+                    if same and "limit_ts" in row:
+                        return float(row["limit_ts"])
+        return None
+
     def ratios(self) -> list[dict[str, Any]]:
         """Our engines beside the best setting of each peer, point by point."""
         rows = []
@@ -192,7 +203,7 @@ class Report:
             "rounds": self.plan.rounds,
             "engines": self.about,
             "fingerprints": self.fingerprints,
-            "results": [samples.as_json() for samples in self.samples],
+            "results": [{**s.as_json(), "limit_ts": self.limit(s)} for s in self.samples],
             "ratios": self.ratios(),
             "skipped": self.skipped,
         }
@@ -310,8 +321,8 @@ def turns(plan: Plan, engines: Sequence[Engine]) -> Iterator[tuple[int, Case, En
 def table(report: Report) -> str:
     """The report for people: a row for each point and engine, in Markdown."""
     lines = [
-        "| model | threads | test | engine | t/s (median ± MAD) | min - max | ours / theirs |",
-        "|---|---:|---:|---|---:|---:|---:|",
+        "| model | threads | test | engine | t/s (median ± MAD) | min - max | of the limit | ours / theirs |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     ratios = {
         _key(row, row["peer"], row["peer_setting"]): row
@@ -321,6 +332,7 @@ def table(report: Report) -> str:
     for s in report.samples:
         found = summary(s.tokens_per_s)
         row = ratios.get(_key(s.as_json(), s.engine, s.setting))
+        limit = report.limit(s)
         cells = (
             s.model,
             str(s.threads),
@@ -328,6 +340,7 @@ def table(report: Report) -> str:
             f"{s.engine} {s.setting}",
             f"{found.median:.2f} ± {found.mad:.2f}",
             f"{found.min:.2f} - {found.max:.2f}",
+            "" if limit is None else f"{100 * found.median / limit:.0f} %",
             "" if row is None else in_words(row["ratio"], row["low"], row["high"]),
         )
         lines.append("| " + " | ".join(cells) + " |")

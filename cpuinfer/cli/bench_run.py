@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from math import prod
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from cpuinfer.cli.bench_spec import Case
-from cpuinfer.cli.limit import decode_roofline
+from cpuinfer.cli.limit import decode_roofline, machine
 from cpuinfer.cli.load import load_program
 from cpuinfer.cli.output import version
 from cpuinfer.devices import create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+from cpuinfer.devices.meter import Meter, is_measurable
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.machine.cpu import cpu_name
+from cpuinfer.machine.roofline import Stats
 
 
 class Runner:
@@ -44,6 +47,7 @@ class Runner:
         limits = Limits(max(ubatch, seqs), seqs, seqs * self._pages, context, kv_type)
         self._executable = self._device.compile(self._program, self._packed.weights, limits)
         self._tables = np.arange(seqs * self._pages, dtype=np.int32).reshape(seqs, self._pages)
+        self._meter: Meter | None = None
         self._random = np.random.default_rng(0)
 
     def prefill(self, begin: int, n: int, seqs: int) -> None:
@@ -68,20 +72,37 @@ class Runner:
         self.prefill(case.n_depth, case.n_prompt, case.n_seqs)
         self.decode(case.n_depth + case.n_prompt, min(case.n_gen, 1), case.n_seqs)
 
+    def profile(self, case: Case) -> Stats | None:
+        """The case once more with every op timed; None for a device that does not time them."""
+        executable = self._executable
+        if not is_measurable(executable):
+            return None
+        self._meter = Meter(executable)
+        try:
+            self.run(case)
+            return self._meter.stats(machine(self._device.level, self.threads))
+        finally:
+            self._meter = None
+            executable.measure_ops(False)
+
     def _step(self, positions: np.ndarray[Any, Any], tables: np.ndarray[Any, Any]) -> None:
         """One batch: the positions, split evenly over the sequences of the tables; logits of each one's last token."""
+        begin = perf_counter()
         seqs = len(tables)
         tokens = len(positions)
         indptr = np.arange(seqs + 1, dtype=np.int32) * (tokens // seqs)
-        self._executable.run(
-            Batch(
-                tokens=self._random.integers(0, self._program.vocab_size, tokens, dtype=np.int32),
-                positions=positions.astype(np.int32),
-                q_indptr=indptr.astype(np.int32),
-                block_tables=tables,
-                logit_rows=indptr[1:] - 1,
-            )
+        batch = Batch(
+            tokens=self._random.integers(0, self._program.vocab_size, tokens, dtype=np.int32),
+            positions=positions.astype(np.int32),
+            q_indptr=indptr.astype(np.int32),
+            block_tables=tables,
+            logit_rows=indptr[1:] - 1,
         )
+        if self._meter is None:
+            self._executable.run(batch)
+        else:
+            self._meter.run(batch)
+            self._meter.end_step(perf_counter() - begin)
 
     def describe(self) -> dict[str, Any]:
         """The fields of a Result that do not depend on the test."""

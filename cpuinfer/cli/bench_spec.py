@@ -13,6 +13,7 @@ import re
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 _MOST_VALUES = 10_000
@@ -107,6 +108,7 @@ class Result:
 
     samples_ns: nanoseconds of each repetition; samples_ts: tokens per second. Both have mean and sample deviation.
     bytes_per_token, read_bandwidth (bytes/s), roofline_share: of decoding, null for prompts.
+    stats: of one more repetition, with every op timed: Stats.as_json of machine.roofline; null where not asked for.
     """
 
     build_commit: str
@@ -139,6 +141,7 @@ class Result:
     roofline_share: float | None = None
     samples_ns: list[int] = field(default_factory=list)
     samples_ts: list[float] = field(default_factory=list)
+    stats: dict[str, Any] | None = None
 
 
 def spread(samples: Sequence[float]) -> tuple[float, float]:
@@ -146,7 +149,7 @@ def spread(samples: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(samples), statistics.stdev(samples) if len(samples) > 1 else 0.0
 
 
-_SAMPLES = ("samples_ns", "samples_ts")
+_NOT_IN_CSV = ("samples_ns", "samples_ts", "stats")
 
 
 class Report:
@@ -176,7 +179,7 @@ class Report:
         return "\n]\n" if self.form == "json" else ""
 
 
-_CSV_FIELDS = [name for name in Result.__dataclass_fields__ if name not in _SAMPLES]
+_CSV_FIELDS = [name for name in Result.__dataclass_fields__ if name not in _NOT_IN_CSV]
 _MD_HEAD = (
     "| model | size | params | backend | threads | test | t/s | of the limit |\n"
     "|---|---:|---:|---|---:|---:|---:|---:|\n"

@@ -19,7 +19,7 @@ def doctor(
     isa: Isa = None,
     json: Json = False,
 ) -> None:
-    """Show the processor, the ISA level and the threads with the reason for each, and measure memory bandwidth."""
+    """Show the processor, the ISA level and the threads with the reason for each, and measure the machine's ceilings."""
     from cpuinfer.cli.output import print_json
 
     found = examine(threads, isa)
@@ -35,8 +35,8 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
     """Everything but the model."""
     import platform
 
-    from cpuinfer.cli.limit import bandwidth
-    from cpuinfer.cli.output import version, working
+    from cpuinfer.cli.limit import machine
+    from cpuinfer.cli.output import version
     from cpuinfer.machine import cpu
     from cpuinfer.machine import isa as levels
     from cpuinfer.machine.folders import cache_dir
@@ -44,8 +44,7 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
     default = cpu.default_threads()
     count = threads or default.count
     library = levels.load(isa)
-    with working("measuring the memory bandwidth"):
-        measured = bandwidth(library.level, count, fresh=True)
+    measured = machine(library.level, count, fresh=True)
     return {
         "version": version(),
         "cpu": cpu.cpu_name(),
@@ -67,7 +66,8 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
         "threads_reason": "--threads" if threads else default.reason,
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "huge_pages": huge_pages(),
-        "read_bandwidth": measured,
+        "read_bandwidth": measured.bandwidth[-1][1],
+        "ceilings": measured.as_json(),
         "cache": str(cache_dir()),
     }
 
@@ -107,6 +107,24 @@ def memory_of(model: str) -> dict[str, Any]:
     }
 
 
+def _ceilings(found: dict[str, Any]) -> list[tuple[str, str]]:
+    sizes = {level["name"]: level["bytes"] for level in found["levels"]}
+    rows = [
+        (
+            f"{name} read",
+            f"{1e-9 * rate:.1f} GB/s" + (f", {_size(sizes[name])}" if name in sizes else ""),
+        )
+        for name, rate in found["bandwidth_by_level"].items()
+    ]
+    rows += [(f"{name} peak", f"{1e-9 * rate:.1f} GOP/s") for name, rate in found["peaks"].items()]
+    busy = " (others used the processors meanwhile: too low)" if found["busy"] else ""
+    return [("ceilings", f"{found['threads']} threads, {found['isa']}{busy}"), *rows]
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:g} MiB" if nbytes >= 1 << 20 else f"{nbytes / 2**10:g} KiB"
+
+
 def _print(found: dict[str, Any]) -> None:
     from cpuinfer.cli.output import human_bytes
 
@@ -129,11 +147,8 @@ def _print(found: dict[str, Any]) -> None:
         ("threads", f"{found['threads']} ({found['threads_reason']})"),
         ("memory", human_bytes(found["memory_bytes"])),
         ("huge pages", found["huge_pages"] or "not known"),
-        (
-            "bandwidth",
-            f"{human_bytes(found['read_bandwidth'])}/s read by {found['threads']} threads",
-        ),
         ("cache", found["cache"]),
+        *_ceilings(found["ceilings"]),
     ]
     if model := found.get("model"):
         rows.append(

@@ -60,6 +60,10 @@ def generate(
     device: Device = DeviceName.native,
     kv_type: KV = KVName.f16,
     max_context: MaxContext = None,
+    stats: Annotated[
+        bool,
+        typer.Option("--stats", help="Also time each kind of op, beside this machine's ceilings."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Complete a prompt. The text goes to stdout as it comes, one line of timing to stderr."""
@@ -81,11 +85,19 @@ def generate(
     if logprobs is not None and not json:
         raise typer.BadParameter("needs --json", param_hint="--logprobs")
     text = _prompt(prompt)
-    llm = open_llm(model, threads, isa, device, kv_type, max_context)
+    llm = open_llm(model, threads, isa, device, kv_type, max_context, stats)
     if json:
         _print_json(llm, model, text, chat, params)
     else:
         _stream(llm, text, chat, params)
+        if stats:
+            _print_stats(llm)
+
+
+def _print_stats(llm: LLM) -> None:
+    from cpuinfer.cli.stats_table import print_stats
+
+    print_stats(sampling.stats_of(llm))
 
 
 def open_llm(
@@ -95,6 +107,7 @@ def open_llm(
     device: DeviceName,
     kv_type: KVName,
     max_context: int | None,
+    stats: bool = False,
 ) -> LLM:
     """The model, fetched and packed where that was not done yet, with a sign of life on a terminal."""
     from cpuinfer import hub
@@ -111,6 +124,7 @@ def open_llm(
             isa=isa,
             kv_type=kv_type.value,
             max_context=max_context,
+            stats=stats,
         )
     if llm.packed.expanded:
         note(f"cpuinfer: {expansion(llm.packed.expanded)}: more bytes a token")
@@ -162,6 +176,8 @@ def _print_json(llm: LLM, model: str, text: str, chat: bool, params: SamplingPar
         "roofline": as_json(reached),
         **sampling.where(llm),
     }
+    if llm.config.stats:
+        found["stats"] = sampling.stats_of(llm).as_json()
     if output.logprobs is not None:
         found["logprobs"] = _logprobs(output)
     print_json(found)

@@ -10,6 +10,7 @@ from cpuinfer.cli.output import human_bytes
 if TYPE_CHECKING:
     from cpuinfer.graph.dtypes import KVType
     from cpuinfer.graph.program import Program
+    from cpuinfer.machine.ceilings import Ceilings
     from cpuinfer.machine.roofline import Roofline
 
 
@@ -34,25 +35,32 @@ def decode_roofline(
     threads: int,
     n_seqs: int = 1,
 ) -> Roofline | None:
-    """How near decoding came to the read bandwidth of `threads` threads; None where nothing was decoded."""
-    from cpuinfer.machine.roofline import last_level_cache, roofline
+    """How near decoding came to the bandwidth at which `threads` threads read what a step reads, over and over.
+
+    None where nothing was decoded.
+    """
+    from cpuinfer.machine.ceilings import last_level_cache
+    from cpuinfer.machine.roofline import roofline
 
     if tokens_per_s <= 0:
         return None
     per_token = decode_bytes(program, kv_type, context, n_seqs)
-    found = roofline(per_token, tokens_per_s, bandwidth(isa, threads))
-    if found.share > 1 and per_token > last_level_cache():  # measured while the machine was busy
-        found = roofline(per_token, tokens_per_s, bandwidth(isa, threads, fresh=True))
+    step = per_token * n_seqs
+    found = roofline(per_token, tokens_per_s, machine(isa, threads).bandwidth_at(step))
+    if found.share > 1 and step > last_level_cache():  # measured while the machine was busy
+        bandwidth = machine(isa, threads, fresh=True).bandwidth_at(step)
+        found = roofline(per_token, tokens_per_s, bandwidth)
     return found
 
 
-def bandwidth(isa: str, threads: int, fresh: bool = False) -> float:
-    """Bytes per second that this machine reads with `threads` threads; measured where it is not known yet."""
-    from cpuinfer.machine.cpu import cpu_name
-    from cpuinfer.machine.isa import load
-    from cpuinfer.machine.roofline import read_bandwidth
+def machine(isa: str, threads: int, fresh: bool = False) -> Ceilings:
+    """The ceilings of `threads` threads at a level; measured where they are not known yet, which takes seconds."""
+    from cpuinfer.cli.output import working
+    from cpuinfer.machine.ceilings import ceilings
+    from cpuinfer.machine.isa import best, load
 
-    return read_bandwidth(load(isa).read_words, cpu_name(), isa, threads, fresh)
+    with working("measuring this machine's ceilings"):
+        return ceilings(load(isa), load(best()), isa, threads, fresh)
 
 
 def as_json(roofline: Roofline | None) -> dict[str, Any] | None:

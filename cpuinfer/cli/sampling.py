@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cpuinfer.config import SamplingParams
     from cpuinfer.engine.outputs import StreamChunk
     from cpuinfer.llm import LLM
-    from cpuinfer.machine.roofline import Roofline
+    from cpuinfer.machine.roofline import Roofline, Stats
 
 MaxTokens = Annotated[
     int | None,
@@ -101,6 +101,15 @@ def roofline_of(
         return None
     context = prompt_tokens + completion_tokens / 2
     return decode_roofline(llm.program, llm.limits.kv_type, context, tok_s, isa, threads)
+
+
+def stats_of(llm: LLM) -> Stats:
+    """llm.stats(), with a sign of life where the machine's ceilings are not known yet."""
+    from cpuinfer.cli.limit import machine
+
+    ran = where(llm)
+    machine(ran["isa"], ran["threads"])
+    return llm.stats()
 
 
 def timing_line(llm: LLM, stopwatch: Stopwatch) -> str:

@@ -94,7 +94,8 @@ class NativeExecutable:
         self._ops = self._translate(barriers(program, self._memory))
         self._check_ops()
         self._seconds = np.zeros(len(program.ops))
-        self._program = self._assemble(threads, allocator, measure)
+        self._program = self._assemble(threads, allocator)
+        self.measure_ops(measure)
         self._batch = self._ffi.new("ci_batch *")
         self._rows = {"T": 0, "R": 0}
         self._logits = self._view(program.output, limits.max_rows)
@@ -138,10 +139,15 @@ class NativeExecutable:
         self._view(buffer, values.shape[0])[:] = values
 
     def op_seconds(self) -> NDArray[np.float64]:
-        """Seconds spent in each op of `program` since the last call; zeros unless the device measures."""
+        """Seconds spent in each op of `program` since the last call; zeros where it was not measured."""
         seconds = self._seconds.copy()
         self._seconds[:] = 0
         return seconds
+
+    def measure_ops(self, on: bool) -> None:
+        """Whether op_seconds counts the steps from now on."""
+        seconds = self._ffi.cast("double *", self._seconds.ctypes.data)
+        self._program.op_seconds = seconds if on else self._ffi.NULL
 
     @property
     def n_barriers(self) -> int:
@@ -206,7 +212,7 @@ class NativeExecutable:
                     f"and KV {self.limits.kv_type}; run the passes of cpuinfer.graph.passes first"
                 )
 
-    def _assemble(self, threads: int, allocator: Allocator, measure: bool) -> Any:
+    def _assemble(self, threads: int, allocator: Allocator) -> Any:
         limits, kv, n_ops = self.limits, self.program.kv, len(self.program.ops)
         c = self._ffi.new("ci_program *")
         c.ops, c.n_ops, c.n_threads = self._ops, n_ops, threads
@@ -222,8 +228,6 @@ class NativeExecutable:
         )
         self._workspace = allocator(threads * c.thread_bytes + c.shared_bytes)
         c.workspace = self._pointer(self._workspace)
-        if measure:
-            c.op_seconds = self._ffi.cast("double *", self._seconds.ctypes.data)
         return c
 
 

@@ -57,10 +57,34 @@ class Library:
         text = self.ffi.string(self.lib.ci_build_map()).decode()
         return dict(line.split("\t") for line in text.splitlines())
 
-    def read_words(self, address: int, n: int, threads: int, repetitions: int) -> int:
-        """Sum of the n 64-bit words at an address, times repetitions (mod 2^64), read by `threads` threads."""
-        words = self.ffi.cast("uint64_t *", address)
-        return int(self.lib.ci_read_words(words, n, threads, repetitions))
+    def fill(self, address: int, n: int, threads: int, value: float) -> None:
+        """Write a value into the n floats at an address, `threads` threads each into its share of them.
+
+        Raises ValueError unless n is a multiple of 128.
+        """
+        if self.lib.ci_fill(self.ffi.cast("float *", address), n, threads, value):
+            raise ValueError(f"fill: {n} floats; it must be a multiple of 128")
+
+    def read(self, address: int, n: int, threads: int, streams: int, repetitions: int) -> int:
+        """Sum of n floats (whole numbers), times repetitions; each thread reads `streams` (1, 2, 4) runs side by side.
+
+        Raises ValueError for other streams, or unless n is a multiple of 128.
+        """
+        floats = self.ffi.cast("float *", address)
+        total = int(self.lib.ci_read(floats, n, threads, streams, repetitions))
+        if total < 0:
+            raise ValueError(f"read: {n} floats in {streams} streams; multiples of 128 in 1, 2, 4")
+        return total
+
+    def peak(self, kind: str, threads: int, repetitions: int) -> int:
+        """Operations of a kind (api.h: f32, bf16, int4, int8, int4_blocks, int8_blocks) done by `threads` threads.
+
+        0 where the level has no such sequence. Raises ValueError for an unknown kind.
+        """
+        number = getattr(self.lib, f"CI_PEAK_{kind.upper()}", None)
+        if number is None:
+            raise ValueError(f"peak: unknown kind {kind!r}")
+        return int(self.lib.ci_peak(number, threads, repetitions))
 
 
 def native_folder() -> Path:
@@ -117,10 +141,7 @@ def choose(name: str | None = None) -> Level:
     runnable = [level for level in levels() if level.runnable]
     names = ", ".join(level.name for level in runnable) or "none"
     if name is None:
-        if not runnable:
-            reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
-            raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
-        return runnable[-1]
+        source, name = "the best level", best()
     for level in levels():
         if level.name == name and level.runnable:
             return level
@@ -129,6 +150,15 @@ def choose(name: str | None = None) -> Level:
                 f"{source}: level {name!r} cannot run: {level.why_not}; can run: {names}"
             )
     raise ValueError(f"{source}: unknown level {name!r}; can run here: {names}")
+
+
+def best() -> str:
+    """The best level that runs here, whatever CPUINFER_ISA says. Raises ValueError where none does."""
+    runnable = [level.name for level in levels() if level.runnable]
+    if not runnable:
+        reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
+        raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
+    return runnable[-1]
 
 
 def load(name: str | None = None) -> Library:

@@ -1,101 +1,147 @@
-"""The bandwidth's cache, the working set, and bytes per token."""
+"""The share of the ceiling, and the figures of each kind of op, as the verbs report them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import Run
 from tiny_gguf import LAYERS
 
-from cpuinfer.machine import roofline
-from cpuinfer.machine.roofline import read_bandwidth
+OP_FIELDS = {
+    "name",
+    "calls",
+    "seconds",
+    "bytes",
+    "operations",
+    "bytes_per_s",
+    "operations_per_s",
+    "bound",
+    "ceiling",
+    "share_of_ceiling",
+    "share_of_time",
+}
+PHASE_FIELDS = {
+    "phase",
+    "steps",
+    "tokens",
+    "seconds",
+    "ops",
+    "fork_join_s",
+    "python_s",
+    "share_of_ceiling",
+}
 
 
-class Reader:
-    """Stands in for ci_read_words over words that are all one; counts its calls."""
+def check_stats(stats: dict[str, Any], steps: dict[str, int]) -> None:
+    """The schema, and that the shares of the time add up. steps: of each phase that must be there."""
+    assert {phase["phase"]: phase["steps"] for phase in stats["phases"]} == steps
+    for phase in stats["phases"]:
+        assert phase.keys() == PHASE_FIELDS
+        assert all(op.keys() == OP_FIELDS for op in phase["ops"])
+        shares = sum(op["share_of_time"] for op in phase["ops"])
+        lost = (phase["fork_join_s"] + phase["python_s"]) / phase["seconds"]
+        assert shares + lost == pytest.approx(1.0)
+        kinds = {op["name"].split()[0] for op in phase["ops"]}
+        assert {"embed", "attention", "matmul", "matmul_swiglu", "matmul_qkv_rope"} <= kinds
+        for op in phase["ops"]:
+            assert op["bound"].split()[1] in ("bandwidth", "peak")
+            assert op["ceiling"] > 0
+    ceilings = stats["ceilings"]
+    assert set(ceilings["peaks"]) == {"f32", "bf16", "int4", "int8"}
+    assert ceilings["bandwidth_by_level"]["DRAM"] > 0
+    sizes = [row["bytes"] for row in ceilings["bandwidth"]]
+    assert sizes == sorted(sizes)
 
-    def __init__(self) -> None:
-        self.calls = 0
 
-    def __call__(self, address: int, n: int, threads: int, repetitions: int) -> int:
-        self.calls += 1
-        assert address % 8 == 0
-        return n * repetitions
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path))
-    monkeypatch.setattr(roofline, "working_set", lambda: 1 << 16)
-    return tmp_path / "roofline.json"
+def test_generate_reports_ops_on_request(run: Run, tiny_model: Path) -> None:
+    words = ("generate", tiny_model, "-p", "hello wor", "-t", 1, "--max-tokens", 5, "--ignore-eos")
+    plain = json.loads(run(*words, "--json").stdout)
+    assert "stats" not in plain
+    found = json.loads(run(*words, "--json", "--stats").stdout)
+    assert found["token_ids"] == plain["token_ids"]
+    check_stats(found["stats"], {"prefill": 1, "decode": 4})
+    result = run(*words, "--stats")
+    assert result.stdout == plain["text"] + "\n"
+    assert "matmul_swiglu Q8_0" in result.stderr
+    assert "decode: 4 steps, 4 tokens" in result.stderr
 
 
-def test_measured_once_for_each_machine_level_and_team(cache: Path) -> None:
-    reader = Reader()
-    first = read_bandwidth(reader, "cpu", "avx2", 2)
-    calls = reader.calls
-    assert first > 0
-    assert read_bandwidth(reader, "cpu", "avx2", 2) == first
-    assert reader.calls == calls
-    for other in (("cpu", "avx2", 1), ("cpu", "scalar", 2), ("other", "avx2", 2)):
-        read_bandwidth(reader, *other)
-    assert reader.calls == 4 * calls
-    assert len(json.loads(cache.read_text())) == 4
-    read_bandwidth(reader, "cpu", "avx2", 2, fresh=True)
-    assert reader.calls == 5 * calls
+def test_a_device_that_does_not_time_ops_says_so(run: Run, tiny_model: Path) -> None:
+    words = ("generate", tiny_model, "-p", "hello", "--device", "reference", "--stats")
+    result = run(*words)
+    assert result.exit_code == 1
+    assert "use the device 'native'" in result.stderr
+
+
+BENCH = ("-p", "20,4", "-n", "3", "-r", 1, "-t", 1, "-ub", 8)
+
+
+def test_bench_reports_ops_in_json(run: Run, tiny_model: Path) -> None:
+    rows = json.loads(run("bench", tiny_model, *BENCH, "-o", "json").stdout)
+    for row, steps in zip(rows, ({"prefill": 3}, {"prefill": 1}, {"decode": 3}), strict=True):
+        check_stats(row["stats"], steps)
+    (row,) = json.loads(run("bench", tiny_model, *BENCH[2:], "-p", 0, "--json").stdout)["results"]
+    check_stats(row["stats"], {"decode": 3})
+    lines = run("bench", tiny_model, *BENCH, "-o", "jsonl", "--no-stats").stdout.splitlines()
+    assert [json.loads(line)["stats"] for line in lines] == [None] * 3
+    assert "stats" not in run("bench", tiny_model, *BENCH, "-o", "csv").stdout.splitlines()[0]
+
+
+def test_bench_prints_a_table_of_ops_on_request(run: Run, tiny_model: Path) -> None:
+    text = run("bench", tiny_model, *BENCH, "--stats").stdout
+    assert "pp20, prefill: 3 steps, 20 tokens" in text
+    tables = [line for line in text.splitlines() if line.startswith("| attention")]
+    assert len(tables) == 3
+    assert len({line.count("|") for line in tables}) == 1
+    assert "attention" not in run("bench", tiny_model, *BENCH).stdout
+
+
+def test_bench_of_the_reference_has_no_stats(run: Run, tiny_model: Path) -> None:
+    words = ("bench", tiny_model, "-p", 4, "-n", 0, "-r", 1, "--device", "reference")
+    (row,) = json.loads(run(*words, "-o", "json").stdout)
+    assert row["stats"] is None
+
+
+def test_bench_draws_the_roofline(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "out.png"
+    result = run("bench", tiny_model, *BENCH, "--plot", path)
+    assert result.exit_code == 0, result.stderr
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert str(path) in result.stderr
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("words", "wanted", "code"),
     [
-        "",
-        "{",
-        "[]",
-        "null",
-        '{"cpu|avx2|2": "fast"}',
-        '{"cpu|avx2|2": -1}',
-        '{"cpu|avx2|2": NaN}',
-        "\0\xff",
+        (("--plot", "nothing/here/out.png"), "does not exist", 1),
+        (("--plot", "out.svg"), "must end in .png", 1),
+        (("--plot", "out.png", "-t", "1,2"), "one number of threads", 2),
     ],
 )
-def test_a_spoilt_cache_is_measured_again(cache: Path, content: str) -> None:
-    cache.write_text(content, encoding="latin-1")
-    reader = Reader()
-    measured = read_bandwidth(reader, "cpu", "avx2", 2)
-    assert reader.calls
-    assert json.loads(cache.read_text()) == {"cpu|avx2|2": measured}
-
-
-def test_a_cache_that_cannot_be_written_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+def test_a_plot_that_cannot_be_is_refused_first(
+    run: Run, tiny_model: Path, words: tuple[str, ...], wanted: str, code: int
 ) -> None:
-    blocked = tmp_path / "file"
-    blocked.touch()
-    monkeypatch.setenv("CPUINFER_CACHE", str(blocked))
-    assert read_bandwidth(Reader(), "cpu", "avx2", 2) > 0
+    pytest.importorskip("matplotlib")
+    result = run("bench", tiny_model, *BENCH[:6], *words)
+    assert result.exit_code == code
+    assert wanted in result.stderr
+    assert not result.stdout
 
 
-def test_last_level_cache_adds_up_what_is_not_shared(tmp_path: Path) -> None:
-    def add(cpu: int, index: int, level: int, size: str, shared: str) -> None:
-        folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
-        folder.mkdir(parents=True)
-        for name, text in (("level", str(level)), ("size", size), ("shared_cpu_list", shared)):
-            (folder / name).write_text(text + "\n")
-
-    for cpu in range(4):
-        add(cpu, 2, 2, "512K", str(cpu))
-        add(cpu, 3, 3, "32M", "0-1" if cpu < 2 else "2-3")
-    assert roofline.last_level_cache(tmp_path) == 64 << 20
-    assert roofline.last_level_cache(tmp_path / "nothing") == 0
+def test_doctor_shows_the_ceilings(run: Run) -> None:
+    found = json.loads(run("doctor", "-t", 1, "--json").stdout)["ceilings"]
+    assert found["threads"] == 1
+    assert found["bandwidth_by_level"].keys() >= {"DRAM"}
+    text = run("doctor", "-t", 1).stdout
+    assert "DRAM read" in text
+    assert "int8 peak" in text
 
 
-def test_working_set_is_bounded() -> None:
-    assert 0 < roofline.working_set() <= 1 << 30
-    assert roofline.working_set() % 4096 == 0
-
-
-def test_decode_bytes_are_weights_and_keys(tiny_model: Path, cache: Path) -> None:
+def test_decode_bytes_are_weights_and_keys(tiny_model: Path, environment: None) -> None:
     from cpuinfer.cli.limit import decode_bytes
     from cpuinfer.cli.load import load_program
     from cpuinfer.graph.dtypes import KVType

@@ -244,3 +244,24 @@ def test_the_real_model_answers(real_model: Path) -> None:
         question = [{"role": "user", "content": "What colour is the sky?"}]
         answer = llm.chat(question, SamplingParams(temperature=0, max_tokens=80)).outputs[0]
         assert "blue" in answer.text and answer.finish_reason == "stop"
+
+
+def test_stats_are_kept_where_asked_for(cache: None, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="make the LLM with stats=True"):
+        LLM(tiny_model, threads=1).stats()
+    with pytest.raises(ValueError, match="use the device 'native'"):
+        LLM(tiny_model, device="reference", stats=True)
+    plain = LLM(tiny_model, threads=1).generate(PROMPTS, GREEDY)
+    llm = LLM(tiny_model, threads=1, stats=True)
+    outputs = llm.generate(PROMPTS, GREEDY)
+    assert [o.outputs for o in outputs] == [o.outputs for o in plain]
+    stats = llm.stats(reset=True)
+    assert [phase.phase for phase in stats.phases] == ["prefill", "decode"]
+    # The last token of each is never computed.
+    computed = sum(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) - 1 for o in outputs)
+    assert sum(phase.tokens for phase in stats.phases) == computed
+    for phase in stats.phases:
+        assert phase.python_s > 0
+        shares = sum(op.share_of_time for op in phase.ops)
+        assert shares + (phase.fork_join_s + phase.python_s) / phase.seconds == pytest.approx(1)
+    assert llm.stats().phases == ()

@@ -1,0 +1,15 @@
+/* Bare integer products: VPDPBUSD, for codes of 4 and 8 bits alike. */
+#ifndef CPUINFER_PEAKS_H
+#define CPUINFER_PEAKS_H
+#include <dot.h>
+#include <peaks_bf16.h>
+
+#define PEAK_INTS 1
+
+DOT_INLINE vi16 peak_int4(vi16 sum, vi16 *w) {
+    return _mm512_dpbusd_epi32(sum, *w, *w);
+}
+DOT_INLINE vi16 peak_int8(vi16 sum, vi16 *w) {
+    return peak_int4(sum, w);
+}
+#endif
