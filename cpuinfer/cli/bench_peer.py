@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.bench_stats import Ratio, ratio, summary
@@ -64,34 +64,23 @@ class Samples:
         }
 
 
-class Engine:
-    """The process of an engine, from opening to its end; a context manager. Requests wait for their answers."""
+class Process:
+    """A process that answers JSON lines with JSON lines, from its start to its end; a context manager."""
 
-    def __init__(self, name: str, start: Start) -> None:
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (until close)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cpuinfer.cli.peers.serve", name],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(start.threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-        try:
-            self.about = self._ask(asdict(start))
-        except BaseException:
-            self.close()
-            raise
 
-    def seconds(self, point: Case) -> dict[str, float] | str:
-        """Seconds of one run with each setting, or why there is none."""
-        answer = self._ask({"point": asdict(point)})
-        if "unsupported" in answer:
-            return str(answer["unsupported"])
-        return {str(key): float(value) for key, value in answer["seconds"].items()}
-
-    def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a message. Raises PeerError where it is an error, or none comes."""
         stdin, stdout = _pipes(self._process)
         with contextlib.suppress(BrokenPipeError):
             stdin.write(json.dumps(message) + "\n")
@@ -122,7 +111,7 @@ class Engine:
         stdout.close()
         self._errors.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -132,6 +121,26 @@ class Engine:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Engine(Process):
+    """An engine of PEERS with a model open."""
+
+    def __init__(self, name: str, start: Start) -> None:
+        command = [sys.executable, "-P", "-m", "cpuinfer.cli.peers.serve", name]
+        super().__init__(name, command, start.threads)
+        try:
+            self.about = self.ask(asdict(start))
+        except BaseException:
+            self.close()
+            raise
+
+    def seconds(self, point: Case) -> dict[str, float] | str:
+        """Seconds of one run with each setting, or why there is none."""
+        answer = self.ask({"point": asdict(point)})
+        if "unsupported" in answer:
+            return str(answer["unsupported"])
+        return {str(key): float(value) for key, value in answer["seconds"].items()}
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
