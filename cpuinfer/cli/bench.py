@@ -77,6 +77,7 @@ def bench(
     isa: Isa = None,
     device: Device = DeviceName.native,
     kv_type: KV = KVName.f16,
+    peer: Peers = None,
     stats: Annotated[
         bool | None,
         typer.Option(
@@ -88,7 +89,6 @@ def bench(
         Path | None,
         typer.Option(metavar="OUT.PNG", help="Draw the roofline with the ops on it."),
     ] = None,
-    peer: Peers = None,
     json: Json = False,
 ) -> None:
     """Measure tokens per second of prompts and of generation. Flags and fields are llama-bench's.
@@ -122,15 +122,20 @@ def bench(
             )
         )
         threads = numbers("-t", t, least=1) if t else [default_threads().count]
+    if peer:
+        from cpuinfer.cli.bench_peer import beside
+
+        if stats or plot or device is not DeviceName.native or o in (Output.jsonl, Output.csv):
+            raise typer.BadParameter(
+                "with other engines there is -o md or json, the native device, and no --stats or --plot",
+                param_hint="--peer",
+            )
+        text = "json" if json or o is Output.json else "md"
+        return beside(peer, models, threads, every, r, kv_type.value, isa, ubatch, text)
     if plot is not None:
         _check_plot(plot, threads)
     if stats is None:
         stats = json or o in (Output.json, Output.jsonl) or plot is not None
-    if peer:
-        from cpuinfer.cli.bench_peer import beside
-
-        text = "json" if json or o is Output.json else "md"
-        return beside(peer, models, threads, every, r, kv_type.value, isa, ubatch, text)
     report = Report("none" if json else o.value)
     results: list[Result] = []
     profiles: list[tuple[str, Stats]] = []

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.bench_stats import Ratio, ratio, summary
@@ -64,34 +64,23 @@ class Samples:
         }
 
 
-class Engine:
-    """The process of an engine, from opening to its end; a context manager. Requests wait for their answers."""
+class Process:
+    """A process that answers JSON lines with JSON lines, from its start to its end; a context manager."""
 
-    def __init__(self, name: str, start: Start) -> None:
+    def __init__(self, name: str, command: Sequence[str], threads: int) -> None:
         self.name = name
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (until close)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cpuinfer.cli.peers.serve", name],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(start.threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-        try:
-            self.about = self._ask(asdict(start))
-        except BaseException:
-            self.close()
-            raise
 
-    def seconds(self, point: Case) -> dict[str, float] | str:
-        """Seconds of one run with each setting, or why there is none."""
-        answer = self._ask({"point": asdict(point)})
-        if "unsupported" in answer:
-            return str(answer["unsupported"])
-        return {str(key): float(value) for key, value in answer["seconds"].items()}
-
-    def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a message. Raises PeerError where it is an error, or none comes."""
         stdin, stdout = _pipes(self._process)
         with contextlib.suppress(BrokenPipeError):
             stdin.write(json.dumps(message) + "\n")
@@ -122,7 +111,7 @@ class Engine:
         stdout.close()
         self._errors.close()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -132,6 +121,26 @@ class Engine:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class Engine(Process):
+    """An engine of PEERS with a model open."""
+
+    def __init__(self, name: str, start: Start) -> None:
+        command = [sys.executable, "-P", "-m", "cpuinfer.cli.peers.serve", name]
+        super().__init__(name, command, start.threads)
+        try:
+            self.about = self.ask(asdict(start))
+        except BaseException:
+            self.close()
+            raise
+
+    def seconds(self, point: Case) -> dict[str, float] | str:
+        """Seconds of one run with each setting, or why there is none."""
+        answer = self.ask({"point": asdict(point)})
+        if "unsupported" in answer:
+            return str(answer["unsupported"])
+        return {str(key): float(value) for key, value in answer["seconds"].items()}
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
@@ -165,6 +174,17 @@ class Report:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
 
+    def limit(self, samples: Samples) -> float | None:
+        """The machine's limit at the samples' point, in tokens per second; None where none is known."""
+        for about in self.about:
+            where = about["model_filename"], about["n_threads"], about["engine"]
+            if where == (samples.model, samples.threads, OURS):
+                for row in about["flags"]["limits"]:
+                    same = all(row[key] == value for key, value in asdict(samples.point).items())
+                    if same and "limit_ts" in row:
+                        return float(row["limit_ts"])
+        return None
+
     def ratios(self) -> list[dict[str, Any]]:
         """Our engines beside the best setting of each peer, point by point."""
         rows = []
@@ -192,7 +212,7 @@ class Report:
             "rounds": self.plan.rounds,
             "engines": self.about,
             "fingerprints": self.fingerprints,
-            "results": [samples.as_json() for samples in self.samples],
+            "results": [{**s.as_json(), "limit_ts": self.limit(s)} for s in self.samples],
             "ratios": self.ratios(),
             "skipped": self.skipped,
         }
@@ -310,8 +330,8 @@ def turns(plan: Plan, engines: Sequence[Engine]) -> Iterator[tuple[int, Case, En
 def table(report: Report) -> str:
     """The report for people: a row for each point and engine, in Markdown."""
     lines = [
-        "| model | threads | test | engine | t/s (median ± MAD) | min - max | ours / theirs |",
-        "|---|---:|---:|---|---:|---:|---:|",
+        "| model | threads | test | engine | t/s (median ± MAD) | min - max | of the limit | ours / theirs |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     ratios = {
         _key(row, row["peer"], row["peer_setting"]): row
@@ -321,6 +341,7 @@ def table(report: Report) -> str:
     for s in report.samples:
         found = summary(s.tokens_per_s)
         row = ratios.get(_key(s.as_json(), s.engine, s.setting))
+        limit = report.limit(s)
         cells = (
             s.model,
             str(s.threads),
@@ -328,6 +349,7 @@ def table(report: Report) -> str:
             f"{s.engine} {s.setting}",
             f"{found.median:.2f} ± {found.mad:.2f}",
             f"{found.min:.2f} - {found.max:.2f}",
+            "" if limit is None else f"{100 * found.median / limit:.0f} %",
             "" if row is None else in_words(row["ratio"], row["low"], row["high"]),
         )
         lines.append("| " + " | ".join(cells) + " |")

@@ -205,13 +205,13 @@ def products(op: Op, program: Program) -> dict[str, float]:
     if op.kind.startswith("matmul"):
         for name in op.weights:
             weight = program.weights[name]
-            peak = _peak_of(weight.type)
+            peak = peak_of(weight.type)
             parts[peak] = parts.get(peak, 0.0) + weight.shape[0]
     total = sum(parts.values())
     return {peak: part / total for peak, part in parts.items()} if parts else {"f32": 1.0}
 
 
-def _peak_of(type: WeightType) -> str:
+def peak_of(type: WeightType) -> str:
     if not type.is_native or type.activation is Activation.F32:
         return "f32"
     if type.activation is Activation.BF16:

@@ -43,16 +43,21 @@ def _run(name: str, adapter: Adapter, point: Case) -> Mapping[str, Any]:
         return {"error": f"{name}, {point.label}: {type(error).__name__}: {error}"}
 
 
-def main() -> None:
-    """Keep stdout for answers: whatever an engine prints goes to stderr."""
-    (name,) = sys.argv[1:]
+def answers() -> Callable[[Mapping[str, Any]], None]:
+    """Keep stdout for answers: whatever else is printed from now on goes to stderr."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
     def answer(message: Mapping[str, Any]) -> None:
         print(json.dumps(message), file=out, flush=True)
 
-    serve(name, sys.stdin, answer)
+    return answer
+
+
+def main() -> None:
+    """Serve the engine that the command line names."""
+    (name,) = sys.argv[1:]
+    serve(name, sys.stdin, answers())
 
 
 if __name__ == "__main__":
