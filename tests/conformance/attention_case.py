@@ -101,7 +101,10 @@ class Pages:
             values = page[self.k_bytes : 2 * self.k_bytes].view(self.dtype)
             if self.type == I8:
                 scales = page[2 * self.k_bytes :].view(np.float32).reshape(self.kv_heads, 2, 16)
-                (key, scales[:, 0, lane]), (value, scales[:, 1, lane]) = to_int8(k[i]), to_int8(v[i])
+                (key, scales[:, 0, lane]), (value, scales[:, 1, lane]) = (
+                    to_int8(k[i]),
+                    to_int8(v[i]),
+                )
             else:
                 key, value = (to_bf16(x) if self.type == BF16 else x for x in (k[i], v[i]))
             keys.reshape(self.kv_heads, self.head_dim, 16)[:, :, lane] = key

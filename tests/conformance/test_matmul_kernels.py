@@ -151,7 +151,7 @@ def test_swiglu_fused_equals_unfused(level, n, out_type, type):
     "types",
     [[t] * 3 for t in FLOATS + QUANTISED] + [[WeightType.Q4_0, WeightType.Q8_0, WeightType.Q4_1]],
 )
-@pytest.mark.parametrize("kv_type", [0, 1, 30])
+@pytest.mark.parametrize("kv_type", [0, 1, 24, 30])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 16), (4, 1, 64), (2, 2, 48)])
 @pytest.mark.parametrize("level", LEVELS)
 def test_qkv_rope_fused_equals_unfused(level, heads, kv_heads, head_dim, kv_type, types):
