@@ -119,7 +119,7 @@ class EngineConfig:
     threads: None takes what the machine gives this process.
     device: "native" or "reference".
     isa: level of the native kernels; None takes the best.
-    kv_type: "f16", "bf16" or "f32".
+    kv_type: "f16", "bf16", "int8" (half the bytes of f16, a scale per token and head) or "f32".
     kv_memory_bytes: KV pages of all sequences together, touched only when used; None takes
         DEFAULT_KV_CONTEXTS full contexts within DEFAULT_KV_BYTES, and one full context in any case.
     max_context: most tokens of a sequence, prompt and completion; None: the model's, at most 8192.

@@ -356,7 +356,7 @@ def open_meter(executable: Executable) -> Meter:
 
 def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
     """Bytes of one page of PAGE_TOKENS tokens, keys and values of all layers."""
-    return 2 * kv.n_layers * kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * kv_type.itemsize
+    return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
 
 
 def timings(request: Request, load_s: float) -> Timings:

@@ -73,6 +73,8 @@ class Config:
     rope_scale: float
     eps: float
     scale: float
+    window: int
+    """Positions that a token sees, its own included (Mistral); 0: all."""
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, Any]) -> Config:
@@ -115,6 +117,7 @@ class Config:
             rope_scale=_rope_scale(m),
             eps=m.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             scale=m.number("attention.scale", 0.0, 1e3, 0.0) or 1.0 / math.sqrt(head_dim),
+            window=m.integer("attention.sliding_window", 0, 1 << 30, 0),
         )
 
 
@@ -142,7 +145,7 @@ def build(
     """The Program of a GGUF model of architecture "llama"; arguments and errors as of models.build_program."""
     c = Config.from_metadata(metadata)
     _check_features(metadata, weight_types, rope_factors)
-    positions = _positions(c, metadata, max_positions)
+    positions = _positions(c, max_positions)
     b = Builder("llama", weight_types, KVSpec(c.layers, c.kv_heads, c.head_dim), positions)
     rope = b.constant("rope", rope_table(_frequencies(c, rope_factors), c.head_dim, positions))
 
@@ -166,7 +169,7 @@ def attention(b: Builder, c: Config, x: Tensor, rope: str, layer: int) -> Tensor
     k = b.matmul(x, f"{name}_k", c.kv_heads * c.head_dim)
     v = b.matmul(x, f"{name}_v", c.kv_heads * c.head_dim)
     q, k = b.rope(q, rope, c.head_dim), b.rope(k, rope, c.head_dim)
-    y = b.attention(q, k, v, layer, c.scale, name)
+    y = b.attention(q, k, v, layer, c.scale, name, window=c.window)
     return b.matmul(y, f"{name}_output", c.width)
 
 
@@ -189,17 +192,11 @@ def _frequencies(c: Config, factors: NDArray[np.float32] | None) -> NDArray[np.f
     return np.asarray(frequencies / factors.astype(np.float64), np.float64)
 
 
-def _positions(c: Config, metadata: Mapping[str, Any], asked: int | None) -> int:
+def _positions(c: Config, asked: int | None) -> int:
     most = min(c.context_length, MAX_POSITIONS)
     positions = min(most, DEFAULT_POSITIONS) if asked is None else asked
     if not 1 <= positions <= most:
         raise ValueError(f"{positions} positions asked for; this model has 1 to {most}")
-    window = Metadata(metadata, "llama").integer("attention.sliding_window", 0, 1 << 30, 0)
-    if 0 < window < positions:
-        raise ValueError(
-            f"metadata llama.attention.sliding_window = {window} is not supported for {positions} positions; "
-            f"ask for at most {window}, where it has no effect"
-        )
     return positions
 
 

@@ -17,6 +17,7 @@ enum ci_type {
     CI_Q6_K = 14,
     CI_IQ4_NL = 20,
     CI_IQ4_XS = 23,
+    CI_I8 = 24, /* of KV pages alone: int8 with a scale per token and kv head */
     CI_BF16 = 30,
     CI_MXFP4 = 39,
     /* Activations as int8: one row of width n (n % 32 == 0) is [n int8 q][n/32 f32 scale d][n/32 int32 s, the sum of a
@@ -34,10 +35,11 @@ enum ci_op_kind {
     CI_OP_MATMUL_QKV_ROPE = 6, /* q, k, v = in[0] @ w[0..2]^T; out = rope(q); KV pages of layer <- rope(k), v */
     CI_OP_ROPE = 7,            /* out = rope(in[0]), heads of head_dim */
     CI_OP_KV_WRITE = 8,        /* KV pages of layer <- in[0] (k), in[1] (v) */
-    CI_OP_ATTENTION = 9,       /* out = softmax(scale * in[0] @ K^T, causal) @ V over the pages of layer */
-    CI_OP_ADD = 10,            /* out = in[0] + in[1] */
-    CI_OP_SWIGLU = 11,         /* out = silu(in[0]) * in[1] */
-    CI_OP_TAKE_ROWS = 12       /* out[r] = in[0][logit_rows[r]] */
+    CI_OP_ATTENTION = 9, /* out = softmax(cap(scale * in[0] @ K^T), causal) @ V over the pages of layer; w[0], if any:
+                            [heads] logits that take part in the softmax with a value of zero */
+    CI_OP_ADD = 10,      /* out = in[0] + in[1] */
+    CI_OP_SWIGLU = 11,   /* out = silu(in[0]) * in[1] */
+    CI_OP_TAKE_ROWS = 12 /* out[r] = in[0][logit_rows[r]] */
 };
 
 /* A matrix [n, k] in the packed r16k4 layout of its type, or (type CI_F32, k == 1) a plain vector of n floats. */
@@ -64,8 +66,10 @@ typedef struct ci_op {
     int32_t kv_heads;
     int32_t head_dim;
     int32_t layer;
+    int32_t window; /* ATTENTION: keys that a query sees, its own included; 0: all up to its own */
     float eps;
     float scale;
+    float softcap; /* ATTENTION: c > 0 makes a score s c * tanh(s / c); 0: none */
     const void *in[2];
     void *out;
     const float *rope; /* [positions][2][head_dim]: cos, then sin with the sign of the pair (-sin, +sin) */
@@ -73,7 +77,9 @@ typedef struct ci_op {
 } ci_op;
 
 /* KV pages. Page p of layer l starts at data + l * layer_bytes + p * page_bytes and holds 16 tokens:
- * K as [kv_head][head_dim][16], then, k_bytes further, V as [kv_head][16][head_dim], both of element type `type`. */
+ * K as [kv_head][head_dim][16], then, k_bytes further, V as [kv_head][16][head_dim], both of element type `type`.
+ * CI_I8 (q = nearest even of x * (127 / amax), amax that of the token's head): then, k_bytes further,
+ * [kv_head][2][16] f32, the amax / 127 of the 16 tokens' keys and of their values. */
 typedef struct ci_kv {
     void *data;
     int64_t layer_bytes;

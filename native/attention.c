@@ -1,45 +1,6 @@
-/* Causal attention over paged keys and values: how a batch is cut into work. What is computed: attention_chunk.h. */
-#include "attention_chunk.h"
-#include "quantize.h"
-
-enum {
-    /* A tile is split by chunks where it costs more than 1 / (4 n) of the whole: then no thread waits for more than a
-     * quarter of its share. */
-    ATTENTION_SHARES = 4,
-    /* Tiles are made smaller until each thread has about so many items. */
-    ATTENTION_ITEMS = 4,
-    /* Bound on the partial results of a step, per thread. A tile that finds no room is not split. */
-    ATTENTION_PARTIAL_BYTES = 4 << 20
-};
-
-typedef struct ci_shape {
-    int32_t group;   /* query heads per kv head */
-    int32_t padded;  /* head_dim in whole vf16 */
-    int32_t queries; /* in a full tile */
-    int32_t rows;    /* in a full tile */
-    int32_t span;    /* kv heads of one work item: their outputs are whole blocks of CI_BLOCK */
-    int32_t spans;
-} ci_shape;
-
-/* Some queries of one sequence. Work items of a tile: its spans of kv heads, times its chunks where it is split. */
-typedef struct ci_query_tile {
-    int32_t seq;
-    int32_t token; /* of the first query */
-    int32_t queries;
-    int32_t position; /* of the first query */
-    int32_t chunks;
-    int64_t partials; /* where its partial results start in the shared area, in floats; -1: not split */
-} ci_query_tile;
-
-/* Goes through the tiles of a batch, last first (later queries have more keys, so the long items start early). */
-typedef struct ci_walk {
-    const ci_op *op;
-    const ci_step *step;
-    ci_shape shape;
-    int64_t cost;     /* of all tiles, in query-key pairs */
-    int64_t partials; /* floats of the shared area given out so far */
-    ci_query_tile tile;
-} ci_walk;
+/* Causal attention over paged keys and values: the work items of a step, and what becomes of their results. How a batch
+ * is cut: attention_walk.h. What is computed: attention_chunk.h. */
+#include "attention_walk.h"
 
 typedef struct ci_scratch {
     ci_attend attend;
@@ -48,42 +9,15 @@ typedef struct ci_scratch {
     float *row; /* [span * group * head_dim] finished outputs of one query */
 } ci_scratch;
 
-/* n_tokens, n_threads: of the step, for tiles no larger than what keeps the team busy; 1 thread: the largest tiles. */
-static ci_shape attention_shape(const ci_op *op, int32_t n_tokens, int32_t n_threads) {
-    ci_shape s;
-    s.group = op->heads / op->kv_heads;
-    s.padded = (op->head_dim + VF_LANES - 1) / VF_LANES * VF_LANES;
-    s.queries = s.group < ATTENTION_ROWS ? ATTENTION_ROWS / s.group : 1;
-    s.span = 1;
-    while (s.span < op->kv_heads && (op->kv_heads % s.span != 0 || s.span * s.group * op->head_dim % CI_BLOCK != 0))
-        s.span++;
-    s.spans = op->kv_heads / s.span;
-    while (n_threads > 1 && s.queries > 1 &&
-           (int64_t)n_tokens * s.spans < (int64_t)s.queries * ATTENTION_ITEMS * n_threads)
-        s.queries /= 2;
-    s.rows = s.queries * s.group;
-    return s;
-}
-
-static int64_t whole_lines(int64_t floats) {
-    return (floats + 15) / 16 * 16;
-}
-
-/* Floats of the partial result of one chunk: maxima and sums, then outputs. */
-static int64_t partial_floats(int64_t rows, int32_t padded) {
-    return whole_lines(2 * rows) + rows * padded;
-}
-
-static ci_partial partial_at(float *at, int64_t rows) {
-    return (ci_partial){at, at + rows, at + whole_lines(2 * rows)};
-}
-
 /* Sets up the scratch in the thread's area (or only measures it, area null) and returns its floats. */
 static int64_t attention_scratch(const ci_op *op, const ci_shape *shape, float *area, ci_scratch *scratch) {
     const int64_t rows = shape->rows, state = partial_floats(rows, shape->padded);
+    const int64_t block = whole_lines(attend_max(ATTENTION_BLOCK, shape->group));
     const int64_t sizes[] = {
         whole_lines(rows * op->head_dim),
-        rows * ATTENTION_GROUP,
+        block * ATTENTION_GROUP,
+        block,
+        block,
         rows * VF_LANES,
         (int64_t)ATTENTION_PAGES * CI_PAGE * op->head_dim,
         (int64_t)ATTENTION_GROUP * shape->padded,
@@ -91,21 +25,23 @@ static int64_t attention_scratch(const ci_op *op, const ci_shape *shape, float *
         state,
         ((int64_t)shape->span * shape->group * op->head_dim + CI_BLOCK) / CI_BLOCK * CI_BLOCK,
     };
-    int64_t at[9] = {0};
-    for (int32_t i = 0; i < 8; i++)
+    int64_t at[11] = {0};
+    for (int32_t i = 0; i < 10; i++)
         at[i + 1] = at[i] + sizes[i];
     if (area) {
         ci_attend *a = &scratch->attend;
         a->q = area + at[0];
         a->scores = area + at[1];
-        a->lanes = area + at[2];
-        a->k = area + at[3];
-        a->v = area + at[4];
-        scratch->running = area + at[5];
-        scratch->next = partial_at(area + at[6], rows);
-        scratch->row = area + at[7];
+        a->tops = area + at[2];
+        a->factors = area + at[3];
+        a->lanes = area + at[4];
+        a->k = area + at[5];
+        a->v = area + at[6];
+        scratch->running = area + at[7];
+        scratch->next = partial_at(area + at[8], rows);
+        scratch->row = area + at[9];
     }
-    return at[8];
+    return at[10];
 }
 
 int64_t ci_attention_thread_bytes(const ci_op *op, int32_t max_tokens) {
@@ -125,67 +61,8 @@ int64_t ci_attention_shared_bytes(const ci_op *op, int32_t n_threads, int32_t ma
     return all > limit / chunks ? limit : all * chunks;
 }
 
-static int64_t tile_cost(const ci_query_tile *tile) {
-    return (int64_t)tile->queries * (tile->position + tile->queries);
-}
-
-/* To the next tile; 0 where there is none. */
-static int32_t walk_next(ci_walk *walk) {
-    const ci_batch *batch = walk->step->batch;
-    ci_query_tile *tile = &walk->tile;
-    while (tile->token == batch->q_indptr[tile->seq]) {
-        if (tile->seq == 0)
-            return 0;
-        tile->seq--;
-        tile->token = batch->q_indptr[tile->seq + 1];
-    }
-    const int32_t first = batch->q_indptr[tile->seq], before = tile->token - first;
-    const int32_t begin = (before - 1) / walk->shape.queries * walk->shape.queries;
-    tile->token = first + begin;
-    tile->queries = before - begin;
-    tile->position = batch->positions[tile->token];
-    tile->chunks = (tile->position + tile->queries + ATTENTION_CHUNK - 1) / ATTENTION_CHUNK;
-    tile->partials = -1;
-    const int32_t threads = walk->step->team.n;
-    if (threads > 1 && tile->chunks > 1 && tile_cost(tile) * ATTENTION_SHARES * threads > walk->cost) {
-        const int64_t floats = partial_floats((int64_t)tile->queries * walk->shape.group, walk->shape.padded) *
-                               tile->chunks * walk->op->kv_heads;
-        if ((walk->partials + floats) * (int64_t)sizeof(float) <= (int64_t)threads * ATTENTION_PARTIAL_BYTES) {
-            tile->partials = walk->partials;
-            walk->partials += floats;
-        }
-    }
-    return 1;
-}
-
-static ci_walk walk_start(const ci_op *op, const ci_step *step, int64_t cost) {
-    const ci_batch *batch = step->batch;
-    return (ci_walk){.op = op,
-                     .step = step,
-                     .shape = attention_shape(op, batch->n_tokens, step->team.n),
-                     .cost = cost,
-                     .tile = {.seq = batch->n_seqs - 1, .token = batch->q_indptr[batch->n_seqs]}};
-}
-
-/* Cost of the batch per span of kv heads, times spans: the same for every thread. */
-static int64_t attention_cost(const ci_op *op, const ci_step *step) {
-    ci_walk walk = walk_start(op, step, INT64_MAX);
-    int64_t cost = 0;
-    while (walk_next(&walk))
-        cost += tile_cost(&walk.tile);
-    return cost * walk.shape.spans;
-}
-
-static ci_partial shared_partial(const ci_walk *walk, int32_t kv_head, int32_t chunk) {
-    const ci_query_tile *tile = &walk->tile;
-    const int64_t rows = (int64_t)tile->queries * walk->shape.group;
-    float *at = (float *)(void *)walk->step->shared_area + tile->partials +
-                partial_floats(rows, walk->shape.padded) * (kv_head * (int64_t)tile->chunks + chunk);
-    return partial_at(at, rows);
-}
-
 /* Point the scratch at the tile and one kv head, and gather the queries' rows. */
-static void attention_begin(const ci_walk *walk, int32_t kv_head, ci_attend *at) {
+static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_chunk, ci_attend *at) {
     const ci_op *op = walk->op;
     const ci_batch *batch = walk->step->batch;
     const int32_t width = walk->shape.group * op->head_dim;
@@ -198,21 +75,31 @@ static void attention_begin(const ci_walk *walk, int32_t kv_head, ci_attend *at)
     at->group = walk->shape.group;
     at->queries = walk->tile.queries;
     at->position = walk->tile.position;
+    at->window = walk->shape.window;
+    at->end = attend_min(end_chunk * ATTENTION_CHUNK, at->position + at->queries);
     at->scale = op->scale;
+    at->softcap = op->softcap;
     for (int32_t query = 0; query < at->queries; query++)
         memcpy(at->q + (int64_t)query * width,
                (const float *)ci_in_row(op, walk->tile.token + query) + (int64_t)kv_head * width,
                (size_t)width * sizeof(float));
 }
 
-/* out / sum of one query's heads of one kv head, whose rows start at `row`. */
-static void attention_finish(const ci_walk *walk, const ci_partial *partial, int64_t row, float *to) {
-    const int32_t head_dim = walk->op->head_dim, padded = walk->shape.padded;
-    for (int32_t head = 0; head < walk->shape.group; head++, row++, to += head_dim) {
-        const vf16 sum = vf_set1(partial->sum[row]);
+/* out / sum of one query's heads of one kv head, whose rows start at `row`. The head's sink, if it has one, takes part
+ * in the softmax as one more chunk of a single key whose value is zero. */
+static void attention_finish(const ci_walk *walk, const ci_partial *partial, int64_t row, int32_t kv_head, float *to) {
+    const int32_t head_dim = walk->op->head_dim, padded = walk->shape.padded, group = walk->shape.group;
+    const float *sinks = walk->op->w[0].data;
+    for (int32_t head = 0; head < group; head++, row++, to += head_dim) {
         const float *out = partial->out + row * padded;
+        vf16 sum = vf_set1(partial->sum[row]), keep = vf_set1(1.0f);
+        if (sinks) {
+            const float old = partial->max[row], sink = sinks[kv_head * group + head], max = sink > old ? sink : old;
+            keep = vf_exp_nonpositive(vf_set1(old - max));
+            sum = vf_fma(sum, keep, vf_exp_nonpositive(vf_set1(sink - max)));
+        }
         for (int32_t d = 0; d < padded; d += VF_LANES) {
-            vf16 x = vf_div(vf_load(out + d), sum);
+            vf16 x = vf_div(vf_mul(vf_load(out + d), keep), sum);
             if (d + VF_LANES <= head_dim)
                 vf_store(to + d, x);
             else
@@ -242,12 +129,18 @@ static ci_partial running_partial(const ci_walk *walk, const ci_scratch *scratch
 /* All chunks of a tile for one kv head, merged as they come. */
 static void attention_head(const ci_walk *walk, ci_scratch *scratch, const ci_partial *running) {
     const ci_attend *at = &scratch->attend;
-    attend_chunk(at, 0, running);
-    for (int32_t chunk = 1; chunk < walk->tile.chunks; chunk++) {
-        attend_chunk(at, chunk, &scratch->next);
-        for (int32_t row = attend_first_query(at, chunk * ATTENTION_CHUNK) * at->group; row < at->queries * at->group;
-             row++)
-            attend_merge(running, &scratch->next, row, at->padded);
+    const ci_query_tile *tile = &walk->tile;
+    attend_chunk(at, tile->first_chunk, running);
+    for (int32_t chunk = tile->first_chunk + 1; chunk < tile->end_chunk; chunk++) {
+        const ci_queries of = attend_chunk(at, chunk, &scratch->next);
+        for (int32_t query = of.first; query < of.last; query++) {
+            const int32_t fresh = first_chunk(at->position + query, at->window) == chunk;
+            for (int32_t row = query * at->group; row < (query + 1) * at->group; row++)
+                if (fresh)
+                    attend_copy(running, &scratch->next, row, at->padded);
+                else
+                    attend_merge(running, &scratch->next, row, at->padded);
+        }
     }
 }
 
@@ -255,44 +148,54 @@ static void attention_whole(const ci_walk *walk, int32_t span, ci_scratch *scrat
     const ci_query_tile *tile = &walk->tile;
     const int32_t group = walk->shape.group;
     for (int32_t i = 0; i < walk->shape.span; i++) {
-        attention_begin(walk, span * walk->shape.span + i, &scratch->attend);
+        attention_begin(walk, span * walk->shape.span + i, tile->end_chunk, &scratch->attend);
         const ci_partial running = running_partial(walk, scratch, i);
         attention_head(walk, scratch, &running);
     }
     for (int32_t query = 0; query < tile->queries; query++) {
         for (int32_t i = 0; i < walk->shape.span; i++) {
             const ci_partial running = running_partial(walk, scratch, i);
-            attention_finish(walk, &running, (int64_t)query * group, scratch->row + i * group * walk->op->head_dim);
+            attention_finish(walk, &running, (int64_t)query * group, span * walk->shape.span + i,
+                             scratch->row + i * group * walk->op->head_dim);
         }
         attention_store(walk, tile->token + query, span, scratch->row);
     }
 }
 
-/* One chunk of a split tile for one span of kv heads, left in the shared area. */
-static void attention_part(const ci_walk *walk, int32_t span, int32_t chunk, ci_scratch *scratch) {
+/* One run of chunks of a split tile for one span of kv heads, left in the shared area. */
+static void attention_part(const ci_walk *walk, int32_t span, int32_t run, ci_scratch *scratch) {
+    const ci_query_tile *tile = &walk->tile;
+    const int32_t begin = tile->first_chunk + run * tile->run, end = attend_min(begin + tile->run, tile->end_chunk);
     for (int32_t i = 0; i < walk->shape.span; i++) {
         const int32_t kv_head = span * walk->shape.span + i;
-        const ci_partial partial = shared_partial(walk, kv_head, chunk);
-        attention_begin(walk, kv_head, &scratch->attend);
-        attend_chunk(&scratch->attend, chunk, &partial);
+        attention_begin(walk, kv_head, end, &scratch->attend);
+        for (int32_t chunk = begin; chunk < end; chunk++) {
+            const ci_partial partial = shared_partial(walk, kv_head, chunk);
+            attend_chunk(&scratch->attend, chunk, &partial);
+        }
     }
 }
 
-/* One query of a split tile for one span of kv heads: its chunks in order. Chunk 0 takes in the others. */
+/* One query of a split tile for one span of kv heads: its chunks in order. The first takes in the others. */
 static void attention_combine(const ci_walk *walk, int32_t query, int32_t span, ci_scratch *scratch) {
-    const int32_t group = walk->shape.group;
-    const int32_t chunks = (walk->tile.position + query) / ATTENTION_CHUNK + 1;
+    const int32_t group = walk->shape.group, position = walk->tile.position + query;
+    const int32_t first = first_chunk(position, walk->shape.window), end = position / ATTENTION_CHUNK + 1;
     for (int32_t i = 0; i < walk->shape.span; i++) {
         const int32_t kv_head = span * walk->shape.span + i;
-        const ci_partial into = shared_partial(walk, kv_head, 0);
-        for (int32_t chunk = 1; chunk < chunks; chunk++) {
+        const ci_partial into = shared_partial(walk, kv_head, first);
+        for (int32_t chunk = first + 1; chunk < end; chunk++) {
             const ci_partial next = shared_partial(walk, kv_head, chunk);
             for (int32_t head = 0; head < group; head++)
                 attend_merge(&into, &next, (int64_t)query * group + head, walk->shape.padded);
         }
-        attention_finish(walk, &into, (int64_t)query * group, scratch->row + i * group * walk->op->head_dim);
+        attention_finish(walk, &into, (int64_t)query * group, kv_head, scratch->row + i * group * walk->op->head_dim);
     }
     attention_store(walk, walk->tile.token + query, span, scratch->row);
+}
+
+/* Runs of chunks that a tile is cut into. */
+static int32_t tile_runs(const ci_query_tile *tile) {
+    return (tile->end_chunk - tile->first_chunk + tile->run - 1) / tile->run;
 }
 
 /* Items are taken as threads come free; `item` counts on through the tiles in the order of the walk. */
@@ -304,13 +207,13 @@ static void attention_items(ci_walk walk, ci_scratch *scratch) {
             begin += items;
             if (!walk_next(&walk))
                 return;
-            items = (int64_t)walk.shape.spans * (walk.tile.partials < 0 ? 1 : walk.tile.chunks);
+            items = (int64_t)walk.shape.spans * tile_runs(&walk.tile);
         }
-        const int32_t index = (int32_t)(item - begin);
+        const int32_t index = (int32_t)(item - begin), runs = tile_runs(&walk.tile);
         if (walk.tile.partials < 0)
             attention_whole(&walk, index, scratch);
         else
-            attention_part(&walk, index / walk.tile.chunks, index % walk.tile.chunks, scratch);
+            attention_part(&walk, index / runs, index % runs, scratch);
     }
 }
 

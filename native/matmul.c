@@ -56,10 +56,11 @@ static int32_t chunk_tokens(const ci_op *op) {
     return tokens < CI_MAX_MR ? CI_MAX_MR : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
 }
 
-/* The thread's area: [strip][prepared rows][unpacked panels]. */
+/* The thread's area: [strip][prepared rows][unpacked panels][heads]. */
 int64_t ci_matmul_thread_bytes(const ci_op *op, int32_t max_tokens) {
     int64_t tokens = min32(chunk_tokens(op), max_tokens);
-    return tokens * CI_STRIP * (int64_t)sizeof(float) + tokens * prepared_stride(op) + unpacked_bytes(op);
+    int64_t head = op->kind == CI_OP_MATMUL_QKV_ROPE ? op->head_dim : 0;
+    return tokens * (CI_STRIP + head) * (int64_t)sizeof(float) + tokens * prepared_stride(op) + unpacked_bytes(op);
 }
 
 /* One chunk of tokens as one thread sees it. */
@@ -75,6 +76,7 @@ typedef struct chunk {
     const ci_format *prepared_for; /* whose prepare made `prepared`; null: nobody's yet */
     float *strip;                  /* [n][CI_STRIP] */
     uint8_t *unpacked;
+    float *heads; /* QKV: [n][head_dim], the head whose panels are being done */
 } chunk;
 
 static void prepare(chunk *c, const ci_format *format) {
@@ -137,12 +139,21 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
 
 typedef void strip_fn(chunk *c, int32_t first, int32_t n);
 
+/* Where a share of QKV's panels may begin: heads of k and v are done by one thread where their scale is of the whole.
+ */
+static int32_t share_begin(const ci_op *op, const ci_step *step, int32_t panel) {
+    if (op->kind != CI_OP_MATMUL_QKV_ROPE || step->kv->type != CI_I8)
+        return panel;
+    int32_t q = panels_of(op->w[0].n), per_head = op->head_dim / CI_ROWS;
+    return panel <= q ? panel : q + (panel - q + per_head / 2) / per_head * per_head;
+}
+
 /* Walk this thread's panels (in whole groups) of the op, n_panels in all, strip after strip of at most `strip`. */
 static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
     int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), begin, end;
     ci_team_share(&step->team, (n_panels + group - 1) / group, &begin, &end);
-    begin *= group;
-    end = min32(end * group, n_panels);
+    begin = share_begin(op, step, begin * group);
+    end = share_begin(op, step, min32(end * group, n_panels));
     int32_t longest = min32(rows, per_chunk);
     chunk c = {
         .op = op,
@@ -153,6 +164,7 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
         .prepared_stride = prepared_stride(op),
     };
     c.unpacked = (uint8_t *)c.prepared + longest * c.prepared_stride;
+    c.heads = (float *)(void *)(c.unpacked + unpacked_bytes(op));
     for (c.first = 0; c.first < rows; c.first += per_chunk) {
         c.n = min32(per_chunk, rows - c.first);
         c.x = ci_in_row(op, c.first);
@@ -222,11 +234,15 @@ static void qkv_store(const chunk *c, int32_t token, int32_t segment, int32_t co
         vf_store((float *)op->out + (int64_t)token * op->heads * op->head_dim + column, x);
         return;
     }
-    int32_t page = c->step->token_pages[token], lane = position % CI_PAGE;
-    if (segment == 1)
-        kv_store_k(kv, kv_k(kv, op->layer, page, head, op->head_dim), d, lane, x, CI_ROWS);
-    else
-        kv_store_v(kv, kv_v(kv, op->layer, page, head, op->head_dim), d, lane, op->head_dim, x, CI_ROWS);
+    const ci_slot slot =
+        kv_slot(kv, op->layer, c->step->token_pages[token], head, op->head_dim, position % CI_PAGE, segment == 2);
+    if (kv->type == CI_I8) { /* needs the whole head, whose panels this thread does one after the other */
+        float *whole = c->heads + (int64_t)(token - c->first) * op->head_dim;
+        vf_store(whole + d, x);
+        if (d + CI_ROWS == op->head_dim)
+            kv_store(&slot, kv->type, whole, op->head_dim);
+    } else
+        kv_store_part(slot.at + d * slot.stride * kv_itemsize(kv->type), kv->type, slot.stride, x, CI_ROWS);
 }
 
 /* Panels first .. of the rows of q, k and v laid end to end. */

@@ -44,7 +44,7 @@ static int is_activation(int32_t type) {
 }
 
 static int is_kv_type(int32_t type) {
-    return type == CI_F32 || type == CI_F16 || type == CI_BF16;
+    return type == CI_F32 || type == CI_F16 || type == CI_BF16 || type == CI_I8;
 }
 
 static int has_kernel(const ci_op *op, int32_t kv_type) {

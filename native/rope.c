@@ -31,13 +31,9 @@ void ci_kv_write(const ci_op *op, const ci_step *step) {
     for (int32_t i = begin; i < end; i++) {
         int32_t row = i / op->kv_heads, head = i % op->kv_heads;
         int32_t page = step->token_pages[row], lane = step->batch->positions[row] % CI_PAGE;
-        const float *k = (const float *)op->in[0] + width * row + (int64_t)head * d;
-        const float *v = (const float *)op->in[1] + width * row + (int64_t)head * d;
-        char *k_head = kv_k(kv, op->layer, page, head, d), *v_head = kv_v(kv, op->layer, page, head, d);
-        for (int32_t j = 0; j < d; j += VF_LANES) {
-            int32_t n = d - j < VF_LANES ? d - j : VF_LANES;
-            kv_store_k(kv, k_head, j, lane, vf_load_n(k + j, n), n);
-            kv_store_v(kv, v_head, j, lane, d, vf_load_n(v + j, n), n);
+        for (int32_t which = 0; which < 2; which++) {
+            const ci_slot slot = kv_slot(kv, op->layer, page, head, d, lane, which);
+            kv_store(&slot, kv->type, (const float *)op->in[which] + width * row + (int64_t)head * d, d);
         }
     }
 }

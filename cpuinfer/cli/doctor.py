@@ -98,7 +98,7 @@ def memory_of(model: str) -> dict[str, Any]:
     path = hub.resolve(model, progress=True)
     packed, program = load_program(path)
     kv = program.kv
-    token = 2 * kv.n_layers * kv.n_kv_heads * kv.head_dim * KVType.F16.itemsize
+    token = kv.n_layers * KVType.F16.token_bytes(kv.n_kv_heads, kv.head_dim)
     return {
         "name": model,
         "path": str(path),

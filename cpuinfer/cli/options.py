@@ -20,6 +20,7 @@ class KVName(StrEnum):
 
     f16 = "f16"
     bf16 = "bf16"
+    int8 = "int8"
     f32 = "f32"
 
 

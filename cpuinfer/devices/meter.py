@@ -74,14 +74,6 @@ class Meter:
         """As Executable.sampler."""
         return self.executable.sampler
 
-    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """As Executable.read."""
-        return self.executable.read(buffer)
-
-    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
-        """As Executable.write."""
-        self.executable.write(buffer, values)
-
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """As Executable.run; a step that raises is not counted."""
         tokens, seqs = len(batch.tokens), len(batch.q_indptr) - 1

@@ -191,7 +191,16 @@ class NativeExecutable:
         c.k, c.in_type = c.n, self._lib.CI_F32
         if ins:
             c.k, c.in_type = ins[0].width, self._type(ins[0].dtype)
-        for name in ("heads", "kv_heads", "head_dim", "layer", "eps", "scale"):
+        for name in (
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "layer",
+            "eps",
+            "scale",
+            "window",
+            "softcap",
+        ):
             if name in op.attrs:
                 setattr(c, name, op.attrs[name])
         if "rope" in op.attrs:
@@ -210,7 +219,13 @@ class NativeExecutable:
             c.w[i].type, c.w[i].n, c.w[i].k = int(weight.type), n, k
 
     def _type(self, dtype: Activation | KVType) -> int:
-        names = {"f32": "CI_F32", "f16": "CI_F16", "bf16": "CI_BF16", "q8": "CI_Q8A"}
+        names = {
+            "f32": "CI_F32",
+            "f16": "CI_F16",
+            "bf16": "CI_BF16",
+            "q8": "CI_Q8A",
+            "int8": "CI_I8",
+        }
         return int(getattr(self._lib, names[dtype]))
 
     def _check_ops(self) -> None:
@@ -229,10 +244,11 @@ class NativeExecutable:
         c = self._ffi.new("ci_program *")
         c.ops, c.n_ops, c.n_threads = self._ops, n_ops, threads
         k_bytes = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
-        self._pages = allocator(max(kv.n_layers * limits.n_pages * 2 * k_bytes, 1))
+        page_bytes = PAGE_TOKENS * limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
+        self._pages = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
         c.kv.data = self._pointer(self._pages)
-        c.kv.layer_bytes = limits.n_pages * 2 * k_bytes
-        c.kv.page_bytes, c.kv.k_bytes = 2 * k_bytes, k_bytes
+        c.kv.layer_bytes = limits.n_pages * page_bytes
+        c.kv.page_bytes, c.kv.k_bytes = page_bytes, k_bytes
         c.kv.type, c.kv.n_pages = self._type(limits.kv_type), limits.n_pages
         c.thread_bytes = self._lib.ci_thread_bytes(self._ops, n_ops, limits.max_tokens)
         c.shared_bytes = self._lib.ci_shared_bytes(

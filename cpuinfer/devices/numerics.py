@@ -67,6 +67,17 @@ def quantize_q8(x: NDArray[np.float32]) -> Q8:
     return Q8(q.reshape(x.shape), d)
 
 
+def quantize_heads(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """int8 of the last dimension of x [..., D] and its scales [...]: as quantize_q8, a head in a block's place."""
+    blocks = flush(x)
+    amax = np.abs(blocks).max(axis=-1, initial=0)
+    zero = amax < _LEAST_AMAX
+    safe = np.where(zero, np.float32(1), amax)
+    inverse = np.where(zero, np.float32(0), np.float32(127) / safe)
+    codes = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    return codes, np.where(zero, np.float32(0), safe / np.float32(127))
+
+
 def f32_to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Nearest even; denormals to signed zero; NaN stays NaN (Intel SDM, VCVTNEPS2BF16)."""
     bits = flush(x).view(np.uint32)

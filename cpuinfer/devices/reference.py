@@ -21,6 +21,7 @@ from cpuinfer.devices.numerics import (
     decode,
     f32_to_bf16,
     quantize,
+    quantize_heads,
     raw_rows,
 )
 from cpuinfer.graph.dtypes import KVType
@@ -48,39 +49,53 @@ class ReferenceDevice:
 
 
 class KVPages:
-    """KV pages in their real layout and type: K [layer, page, kv_head, D, 16], V [layer, page, kv_head, 16, D]."""
+    """KV pages in their real layout and type: K [layer, page, kv_head, D, 16], V [layer, page, kv_head, 16, D]; of
+    int8 the scales of K and V too, [layer, page, kv_head, 2, 16].
+    """
 
     def __init__(self, program: Program, limits: Limits) -> None:
         kv = program.kv
-        dtype = {KVType.F32: np.float32, KVType.F16: np.float16, KVType.BF16: np.uint16}
-        self.is_bf16 = limits.kv_type is KVType.BF16
+        dtype = {
+            KVType.F32: np.float32,
+            KVType.F16: np.float16,
+            KVType.BF16: np.uint16,
+            KVType.INT8: np.int8,
+        }[limits.kv_type]
+        self.type = limits.kv_type
         shape = (kv.n_layers, limits.n_pages, kv.n_kv_heads)
-        self.k = np.zeros((*shape, kv.head_dim, PAGE_TOKENS), dtype[limits.kv_type])
-        self.v = np.zeros((*shape, PAGE_TOKENS, kv.head_dim), dtype[limits.kv_type])
+        self.k = np.zeros((*shape, kv.head_dim, PAGE_TOKENS), dtype)
+        self.v = np.zeros((*shape, PAGE_TOKENS, kv.head_dim), dtype)
+        self.scales = np.ones((*shape, 2, PAGE_TOKENS), np.float32)
 
     def write(self, layer: int, page: int, lane: int, k: F32, v: F32) -> None:
         """Store one token: k and v are [kv_head, D]."""
-        self.k[layer, page, :, :, lane] = self._encode(k)
-        self.v[layer, page, :, lane, :] = self._encode(v)
+        scales = self.scales[layer, page, :, :, lane]
+        self.k[layer, page, :, :, lane], scales[:, 0] = self._encode(k)
+        self.v[layer, page, :, lane, :], scales[:, 1] = self._encode(v)
 
     def read(self, layer: int, pages: NDArray[np.int32], context: int) -> tuple[F64, F64]:
         """K and V of the first `context` positions of a block table, [kv_head, context, D] each."""
-        k = self._decode(self.k[layer, pages]).transpose(1, 0, 3, 2)  # [kv_head, page, lane, D]
-        v = self._decode(self.v[layer, pages]).transpose(1, 0, 2, 3)
+        scales = self.scales[layer, pages].astype(np.float64)  # [page, kv_head, 2, lane]
+        k = self._decode(self.k[layer, pages]) * scales[:, :, 0, None, :]
+        v = self._decode(self.v[layer, pages]) * scales[:, :, 1, :, None]
+        k, v = k.transpose(1, 0, 3, 2), v.transpose(1, 0, 2, 3)  # [kv_head, page, lane, D]
         heads, dim = k.shape[0], k.shape[3]
         return (
             k.reshape(heads, -1, dim)[:, :context],
             v.reshape(heads, -1, dim)[:, :context],
         )
 
-    def _encode(self, x: F32) -> NDArray[np.generic]:
-        if self.is_bf16:
-            return f32_to_bf16(x)
+    def _encode(self, x: F32) -> tuple[NDArray[np.generic], F32 | float]:
+        """x [kv_head, D] in the pages' type, and its scales [kv_head]."""
+        if self.type is KVType.INT8:
+            return quantize_heads(x)
+        if self.type is KVType.BF16:
+            return f32_to_bf16(x), 1.0
         with np.errstate(over="ignore"):  # beyond f16's range: infinity, as in C
-            return x.astype(self.k.dtype)
+            return x.astype(self.k.dtype), 1.0
 
     def _decode(self, x: NDArray[np.generic]) -> F64:
-        floats = bf16_to_f32(x.view(np.uint16)) if self.is_bf16 else x
+        floats = bf16_to_f32(x.view(np.uint16)) if self.type is KVType.BF16 else x
         return floats.astype(np.float64)
 
 
@@ -224,19 +239,29 @@ def kv_write(op: Op, step: Step) -> None:
 
 
 def attention(op: Op, step: Step) -> None:
-    """y = softmax(scale * q @ K^T, causal) @ V; query head h reads KV head h // (heads // kv_heads)."""
+    """y = softmax(s) @ V with s = scale * q @ K^T, capped; query head h reads KV head h // (heads // kv_heads).
+
+    A query sees the last `window` positions up to its own (all, where that is 0). A sink is a score without a value.
+    """
     batch, a = step.batch, op.attrs
     q = step.value(op.inputs[0]).reshape(len(batch.tokens), a["kv_heads"], -1, a["head_dim"])
     y = np.empty_like(q)  # [T, kv_head, query heads of the group, D]
+    sinks = step.weight(op.weights[0]) if op.weights else np.full(a["heads"], -np.inf)
+    sinks = sinks.reshape(*q.shape[1:3], 1, 1)
     for s, (begin, end) in enumerate(zip(batch.q_indptr[:-1], batch.q_indptr[1:], strict=True)):
-        positions = batch.positions[begin:end]
-        context = int(positions[-1]) + 1
+        positions = batch.positions[begin:end, None]
+        context = int(positions[-1, 0]) + 1
         pages = batch.block_tables[s, : -(-context // PAGE_TOKENS)]
         k, v = step.kv.read(a["layer"], pages, context)
         scores = a["scale"] * np.einsum("tkgd,kcd->kgtc", q[begin:end], k, optimize=True)
-        scores[..., np.arange(context) > positions[:, None]] = -np.inf
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        weights /= weights.sum(axis=-1, keepdims=True)
+        if a.get("softcap", 0.0):
+            scores = a["softcap"] * np.tanh(scores / a["softcap"])
+        keys = np.arange(context)
+        first = positions - (a.get("window", 0) or context) + 1
+        scores[..., (keys > positions) | (keys < first)] = -np.inf
+        most = np.maximum(scores.max(axis=-1, keepdims=True), sinks)
+        weights = np.exp(scores - most)
+        weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sinks - most)
         y[begin:end] = np.einsum("kgtc,kcd->tkgd", weights, v, optimize=True)
     step.store(op.outputs[0], y.reshape(len(batch.tokens), -1))
 

@@ -75,17 +75,37 @@ class Builder:
         return self._op("rope", f"{x.name}.rope", (x,), x.rows, x.width, attrs=attrs)
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, scale: float, label: str
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        scale: float,
+        label: str,
+        *,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: str = "",
     ) -> Tensor:
-        """Write k and v to the KV pages of the layer, then attend to all of them up to the token's own position."""
+        """Write k and v to the KV pages of the layer, then attend to all of them up to the token's own position.
+
+        window: how many positions a token sees, its own included; 0 is all. softcap: c > 0 makes a score s
+        c * tanh(s / c). sinks: names a vector of one logit per head that takes part in the softmax.
+        """
         kv: dict[str, AttrValue] = {
             "kv_heads": self.kv.n_kv_heads,
             "head_dim": self.kv.head_dim,
             "layer": layer,
         }
         self._ops.append(Op("kv_write", f"{label}.kv_write", (k.name, v.name), attrs=kv))
-        attrs = kv | {"heads": q.width // self.kv.head_dim, "scale": scale}
-        return self._op("attention", label, (q,), q.rows, q.width, attrs=attrs)
+        heads = q.width // self.kv.head_dim
+        attrs = kv | {"heads": heads, "scale": scale}
+        if window:
+            attrs["window"] = window
+        if softcap:
+            attrs["softcap"] = softcap
+        weights = (self._weight(sinks, heads),) if sinks else ()
+        return self._op("attention", label, (q,), q.rows, q.width, weights, attrs)
 
     def swiglu(self, gate: Tensor, up: Tensor, label: str) -> Tensor:
         """silu(gate) * up."""

@@ -61,16 +61,22 @@ class Activation(enum.StrEnum):
 
 
 class KVType(enum.StrEnum):
-    """Element type of KV pages."""
+    """Element type of KV pages. int8 has one f32 scale per token and KV head, for K and for V."""
 
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+    INT8 = "int8"
 
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
-        return 4 if self is KVType.F32 else 2
+        return {KVType.F32: 4, KVType.INT8: 1}.get(self, 2)
+
+    def token_bytes(self, kv_heads: int, head_dim: int) -> int:
+        """Bytes of one token's K and V in one layer, scales included."""
+        scales = 8 * kv_heads if self is KVType.INT8 else 0
+        return 2 * kv_heads * head_dim * self.itemsize + scales
 
 
 _BLOCKS: dict[WeightType, tuple[int, int]] = {

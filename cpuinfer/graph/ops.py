@@ -35,6 +35,12 @@ KV = {"kv_heads": Attr(int, 1), "head_dim": Attr(int, 2), "layer": Attr(int)}
 _Q = "rows heads*head_dim"
 _KV = "T kv_heads*head_dim"
 
+
+def _pairs(d: Mapping[str, int]) -> int:
+    """Pairs of a query and a key it sees; with a window a bound, exact where no sequence is shorter than it."""
+    return min(d["pairs"], d["T"] * d["window"]) if d["window"] else d["pairs"]
+
+
 OPS: Mapping[str, OpSpec] = {
     spec.kind: spec
     for spec in (
@@ -131,12 +137,22 @@ OPS: Mapping[str, OpSpec] = {
         OpSpec(
             kind="attention",
             inputs=(Operand("q", "T heads*head_dim"),),
-            weights=(),
+            weights=(Operand("sinks", "heads", optional=True),),
             outputs=(Operand("y", "T heads*head_dim", ANY),),
-            attrs=HEADS | KV | {"scale": Attr(float)},
-            formula="y = softmax(scale * q @ K^T, causal) @ V, query head h with KV head h / (heads / kv_heads)",
-            source="Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245",
-            count=lambda d: d["pairs"] * d["heads"] * (4 * d["head_dim"] + 5),
+            attrs=HEADS
+            | KV
+            | {
+                "scale": Attr(float),
+                "window": Attr(int, optional=True),
+                "softcap": Attr(float, optional=True),
+            },
+            formula="y = softmax(s, causal) @ V with s = scale * q @ K^T, query head h with KV head "
+            "h / (heads / kv_heads); window > 0: keys of the last `window` positions only; softcap c > 0: "
+            "s = c * tanh(s / c); sinks: a logit per head in the softmax, its value zero",
+            source="Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245; window: Jiang "
+            "et al. 2023, arXiv:2310.06825; softcap: Gemma team 2024, arXiv:2408.00118; sinks: OpenAI 2025, "
+            "arXiv:2508.10925",
+            count=lambda d: _pairs(d) * d["heads"] * (4 * d["head_dim"] + 5),
             kv="read",
         ),
         OpSpec(

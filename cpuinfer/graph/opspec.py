@@ -36,10 +36,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attr:
-    """An attribute: its type, and its least value where it is a number. A str names a constant of the Program."""
+    """An attribute: its type, and its least value where it is a number. A str names a constant of the Program. An
+    optional one that an op leaves out is 0.
+    """
 
     type: type[int] | type[float] | type[str]
     least: float = 0
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,12 +141,13 @@ class OpSpec:
         return dims
 
     def _check_attrs(self, op: Op, program: Program, dims: dict[str, int | str]) -> None:
-        if set(op.attrs) != set(self.attrs):
+        needed = {name for name, attr in self.attrs.items() if not attr.optional}
+        if not needed <= set(op.attrs) <= set(self.attrs):
             raise op_error(
                 op, f"takes attributes {sorted(self.attrs)}, got {sorted(op.attrs)}", "set each"
             )
         for name, attr in self.attrs.items():
-            value: Any = op.attrs[name]
+            value: Any = op.attrs.get(name, attr.type(0) if attr.optional else None)
             if not isinstance(value, attr.type) or isinstance(value, bool):
                 raise op_error(
                     op,
@@ -229,8 +233,9 @@ class OpSpec:
         elif self.gathers:
             sizes[0] = sizes[-1]
         if self.kv:
-            kv_row = 2 * program.kv.n_kv_heads * program.kv.head_dim * size.kv_type.itemsize
-            total += kv_row * (size.context if self.kv == "read" else size.tokens)
+            kv_row = size.kv_type.token_bytes(program.kv.n_kv_heads, program.kv.head_dim)
+            read = min(size.context, size.tokens * (op.attrs.get("window") or size.context))
+            total += kv_row * (read if self.kv == "read" else size.tokens)
         return total + sum(sizes)
 
 

@@ -111,8 +111,9 @@ def unpack_terms(weight: Weight) -> Terms:
     def rows(part: NDArray[np.float32]) -> NDArray[np.float32]:
         return part.reshape(-1, *part.shape[2:])[:n]
 
+    scales = None if terms.scales is None else rows(terms.scales)
     mins = None if terms.mins is None else rows(terms.mins)
-    return Terms(rows(terms.codes), rows(terms.scales), mins)
+    return Terms(rows(terms.codes), scales, mins)
 
 
 def _check_size(weight: Weight) -> None:

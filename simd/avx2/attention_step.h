@@ -14,6 +14,8 @@
 ATTENTION_INLINE __m256 attention_load_half(const char *p, int64_t i, const int32_t type) {
     if (type == CI_F32)
         return _mm256_loadu_ps((const float *)(const void *)p + i);
+    if (type == CI_I8)
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p + i))));
     const __m128i halves = _mm_loadu_si128((const __m128i *)(const void *)(p + 2 * i));
     return type == CI_F16 ? _mm256_cvtph_ps(halves) : vf_widen_bf16(halves);
 }

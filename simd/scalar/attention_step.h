@@ -14,10 +14,12 @@
 
 #define ATTENTION_INLINE static inline __attribute__((always_inline))
 
-/* 16 elements of a KV type (CI_F32, CI_F16 or CI_BF16) from element i on. */
+/* 16 elements of a KV type (CI_F32, CI_F16, CI_BF16, or the codes of CI_I8) from element i on. */
 ATTENTION_INLINE vf16 attention_load(const char *p, int64_t i, const int32_t type) {
     if (type == CI_F32)
         return vf_load((const float *)(const void *)p + i);
+    if (type == CI_I8)
+        return vf_load_i8((const int8_t *)p + i);
     const uint16_t *halves = (const uint16_t *)(const void *)p + i;
     return type == CI_F16 ? vf_load_f16(halves) : vf_load_bf16(halves);
 }

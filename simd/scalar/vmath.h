@@ -35,4 +35,23 @@ static inline vf16 vf_silu(vf16 x) {
     vf16 e = vf_exp(vf_sub(vf_zero(), x));
     return vf_div(x, vf_add(vf_set1(1.0f), e));
 }
+
+/* tanh(x), relative error below 6 * 2^-24 (tested against float64), never beyond 1 in size. NaN gives NaN. x P(x^2) /
+ * Q(x^2) with P and Q of degree 4, fitted to the least relative error up to 9.02, where tanh is 1 in f32. */
+static inline vf16 vf_tanh(vf16 x) {
+    x = vf_max(vf_set1(-9.02f), vf_min(vf_set1(9.02f), x));
+    const vf16 z = vf_mul(x, x), one = vf_set1(1.0f);
+    vf16 p = vf_set1(1.33191271e-8f);
+    p = vf_fma(p, z, vf_set1(2.05835258e-5f));
+    p = vf_fma(p, z, vf_set1(3.49403755e-3f));
+    p = vf_fma(p, z, vf_set1(1.33797199e-1f));
+    p = vf_fma(p, z, one);
+    vf16 q = vf_set1(7.76204331e-7f);
+    q = vf_fma(q, z, vf_set1(3.28309747e-4f));
+    q = vf_fma(q, z, vf_set1(2.5871085e-2f));
+    q = vf_fma(q, z, vf_set1(4.67130363e-1f));
+    q = vf_fma(q, z, one);
+    const vf16 y = vf_div(vf_mul(x, p), q);
+    return vf_max(vf_set1(-1.0f), vf_min(one, y));
+}
 #endif

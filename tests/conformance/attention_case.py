@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.machine.isa import Library
 
-F32, F16, BF16, Q8A = 0, 1, 30, 1000
+F32, F16, I8, BF16, Q8A = 0, 1, 24, 30, 1000
 NO_PAGE = 2**30  # what block tables hold past a sequence's end: using it would fault
 
 
@@ -37,6 +37,25 @@ def to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
+def to_int8(x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes [..., D] and scales [...] of x: docs/design.md, section 4. x is finite, no head of it zero."""
+    amax = np.abs(x).max(-1)
+    codes = np.rint(x * (np.float32(127) / amax)[..., None])
+    return codes.astype(np.int8), amax / np.float32(127)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the op may do besides: the fields of ci_op, and the sinks [heads]."""
+
+    window: int = 0
+    softcap: float = 0.0
+    sinks: NDArray[np.float32] | None = None
+
+
+PLAIN = Rules()
+
+
 @dataclass
 class Pages:
     """KV pages of one layer, all NaN until written, so that what was never written cannot go unnoticed."""
@@ -45,19 +64,32 @@ class Pages:
     n_pages: int
     kv_heads: int
     head_dim: int
-    data: NDArray[Any] = field(init=False)
+    data: NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
-        dtype = {F32: np.float32, F16: np.float16, BF16: np.uint16}[self.type]
-        shape = (self.n_pages, 2, 16 * self.kv_heads * self.head_dim)
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        self.data = guarded(nbytes, fill=0xFF).view(dtype).reshape(shape)
+        scales = 8 * self.kv_heads * 16 if self.type == I8 else 0
+        nbytes = self.n_pages * (2 * self.k_bytes + scales)
+        self.data = guarded(nbytes, fill=0xFF).reshape(self.n_pages, -1)
 
-    def stored(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """x as the pages hold it."""
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of one element."""
+        types = {F32: np.float32, F16: np.float16, BF16: np.uint16, I8: np.int8}
+        return np.dtype(types[self.type])
+
+    @property
+    def k_bytes(self) -> int:
+        """Of K in one page."""
+        return 16 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def stored(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """x as the pages hold it, exactly."""
         if self.type == BF16:
             return (to_bf16(x).astype(np.uint32) << 16).view(np.float32)
-        return x.astype(self.data.dtype).astype(np.float32)
+        if self.type == I8:
+            codes, scales = to_int8(x)
+            return codes * scales[..., None].astype(np.float64)
+        return x.astype(self.dtype).astype(np.float32)
 
     def write(
         self, table: NDArray[np.int32], k: NDArray[np.float32], v: NDArray[np.float32], start: int
@@ -65,9 +97,18 @@ class Pages:
         """k, v [n, kv_heads, head_dim] of positions start .. start+n-1 of the sequence with that block table."""
         for i in range(len(k)):
             page, lane = self.data[table[(start + i) // 16]], (start + i) % 16
-            key, value = (to_bf16(x) if self.type == BF16 else x for x in (k[i], v[i]))
-            page[0].reshape(self.kv_heads, self.head_dim, 16)[:, :, lane] = key
-            page[1].reshape(self.kv_heads, 16, self.head_dim)[:, lane, :] = value
+            keys = page[: self.k_bytes].view(self.dtype)
+            values = page[self.k_bytes : 2 * self.k_bytes].view(self.dtype)
+            if self.type == I8:
+                scales = page[2 * self.k_bytes :].view(np.float32).reshape(self.kv_heads, 2, 16)
+                (key, scales[:, 0, lane]), (value, scales[:, 1, lane]) = (
+                    to_int8(k[i]),
+                    to_int8(v[i]),
+                )
+            else:
+                key, value = (to_bf16(x) if self.type == BF16 else x for x in (k[i], v[i]))
+            keys.reshape(self.kv_heads, self.head_dim, 16)[:, :, lane] = key
+            values.reshape(self.kv_heads, 16, self.head_dim)[:, lane, :] = value
 
 
 @dataclass(frozen=True)
@@ -94,6 +135,7 @@ def attend(
     threads: int = 1,
     out_type: int = F32,
     scale: float | None = None,
+    rules: Rules = PLAIN,
 ) -> NDArray[Any]:
     """The op's output rows of the sequences' queries, one after the other: f32 [T, n], or bytes [T, row_bytes]."""
     ffi, lib = library.ffi, library.lib
@@ -108,6 +150,12 @@ def attend(
     op.n = op.k = heads * head_dim
     op.heads, op.kv_heads, op.head_dim = heads, pages.kv_heads, head_dim
     op.scale = head_dim**-0.5 if scale is None else scale
+    op.window, op.softcap = rules.window, rules.softcap
+    if rules.sinks is not None:
+        sinks = guarded(rules.sinks.nbytes).view(np.float32)
+        sinks[:] = rules.sinks
+        op.w[0].data = ffi.cast("void *", sinks.ctypes.data)
+        op.w[0].type, op.w[0].n, op.w[0].k = F32, heads, 1
     getattr(op, "in")[0] = ffi.cast("void *", q_memory.ctypes.data)
     op.out = ffi.cast("void *", out.ctypes.data)
 
@@ -130,7 +178,7 @@ def attend(
     program.ops, program.n_ops, program.n_threads = op, 1, threads
     program.kv.data = ffi.cast("void *", pages.data.ctypes.data)
     program.kv.layer_bytes = pages.data.nbytes
-    program.kv.page_bytes, program.kv.k_bytes = pages.data[0].nbytes, pages.data[0, 0].nbytes
+    program.kv.page_bytes, program.kv.k_bytes = pages.data[0].nbytes, pages.k_bytes
     program.kv.type, program.kv.n_pages = pages.type, pages.n_pages
     program.thread_bytes = lib.ci_thread_bytes(op, 1, tokens)
     program.shared_bytes = lib.ci_shared_bytes(op, 1, threads, tokens, int(positions.max()) + 1)
@@ -145,12 +193,18 @@ def attend(
 
 
 def reference(
-    pages: Pages, k: NDArray[np.float32], v: NDArray[np.float32], x: Queries, scale: float
+    pages: Pages,
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    x: Queries,
+    scale: float,
+    rules: Rules = PLAIN,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Softmax attention in float64 over the stored k, v [n, kv_heads, head_dim], and a bound on the kernel's error.
 
-    With u = 2^-24, to first order: a score is a sum of D products, scaled: (D + 1) u scale sum|q k|. A weight exp(s - m)
-    takes on the error of s, u |s - m| of the difference, and 2 u of the exponential. Every update of the maximum (one
+    With u = 2^-24, to first order: a score is a sum of D products, scaled: (D + 1) u scale sum|q k|, one u more with a
+    scale of the key (int8). A soft cap's slope is at most 1; its quotient, tanh (6 u, vmath.h) and product add 8 u of the
+    score. A sink is one more update of the maximum. A scale of V adds a u to each weight. A weight exp(s - m) takes on the error of s, u |s - m| of the difference, and 2 u of the exponential. Every update of the maximum (one
     per 64 keys, two per chunk of 256) multiplies by one more such factor; their differences add up to the range of s.
     Numerator and denominator then sum n terms each. The output is a mean of v with these relative errors, twice.
     """
@@ -158,7 +212,8 @@ def reference(
     n, heads, head_dim = x.q.shape
     out, bound = np.zeros((2, n, heads, head_dim))
     keys = np.arange(len(k))
-    seen = keys[None] <= x.start + np.arange(n)[:, None]
+    own = x.start + np.arange(n)[:, None]
+    seen = (keys <= own) & (keys > own - (rules.window or len(k)))
     group = heads // pages.kv_heads
     for head in range(heads):
         q, kh, vh = (
@@ -169,13 +224,23 @@ def reference(
                 pages.stored(v)[:, head // group],
             )
         )
-        score = np.where(seen, q @ kh.T * scale, -np.inf)
-        spread = score.max(1) - np.where(seen, score, np.inf).min(1)
-        weight = np.exp(score - score.max(1, keepdims=True))
-        weight /= weight.sum(1, keepdims=True)
+        score = q @ kh.T * scale
+        if rules.softcap:
+            score = rules.softcap * np.tanh(score / rules.softcap)
+        least = np.where(seen, score, np.inf).min(1)
+        score = np.where(seen, score, -np.inf)
+        most, sink = score.max(1), -np.inf
+        if rules.sinks is not None:
+            sink = float(rules.sinks[head])
+            most, least = np.maximum(most, sink), np.minimum(least, sink)
+        spread = most - least
+        weight = np.exp(score - most[:, None])
+        weight /= (weight.sum(1) + np.exp(sink - most))[:, None]
         out[:, head] = weight @ vh
         magnitude = np.where(seen, np.abs(q) @ np.abs(kh).T * scale, 0).max(1)
         updates = len(k) / 64 + 2 * len(k) / 256 + 3
-        error = (head_dim + 1) * magnitude + 2 * spread + 4 * updates + len(k)
+        roundings = head_dim + 1 + (pages.type == I8) + 8 * (rules.softcap > 0)
+        more = (pages.type == I8) + 4 * (rules.sinks is not None)
+        error = roundings * magnitude + 2 * spread + 4 * updates + len(k) + more
         bound[:, head] = 2 * u * error[:, None] * (weight @ np.abs(vh))
     return out.reshape(n, -1), bound.reshape(n, -1)

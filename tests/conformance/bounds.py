@@ -143,9 +143,14 @@ def _matmul_qkv_rope(known: Known) -> F64:
 
 
 def _attention(known: Known) -> F64:
-    """Errors of the scores, of exp, and of the sums, each relative to sum p |v|."""
+    """Errors of the scores, of exp, and of the sums, each relative to sum p |v|. A soft cap (slope at most 1) adds the
+    errors of its quotient, tanh (6 u) and product; a sink is one update more; int8 adds a product to scores and weights.
+    """
     a, batch = known.op.attrs, known.batch
     heads, group = a["heads"], a["heads"] // a["kv_heads"]
+    window, softcap = a.get("window", 0), a.get("softcap", 0.0)
+    sinks = unpack(known.weights[0]) if known.weights else np.full(heads, -np.inf)
+    sinks = sinks.astype(np.float64).reshape(heads, 1, 1)
     q = known.inputs[0].reshape(-1, heads, a["head_dim"])
     bound = np.zeros_like(q)
     for s, (begin, end) in enumerate(zip(batch.q_indptr[:-1], batch.q_indptr[1:], strict=True)):
@@ -154,15 +159,19 @@ def _attention(known: Known) -> F64:
         )
         k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
         context = len(k)
-        hidden = np.arange(context) > batch.positions[begin:end, None]
+        keys, own = np.arange(context), batch.positions[begin:end, None]
         scores = a["scale"] * np.einsum("thd,chd->htc", q[begin:end], k)
-        scores[:, hidden] = -np.inf
-        p = np.exp(scores - scores.max(axis=2, keepdims=True))
-        p /= p.sum(axis=2, keepdims=True)
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
+        scores[:, (keys > own) | (keys <= own - (window or context))] = -np.inf
+        most = np.maximum(scores.max(axis=2, keepdims=True), sinks)
+        p = np.exp(scores - most)
+        p /= p.sum(axis=2, keepdims=True) + np.exp(sinks - most)
         sizes = a["scale"] * np.einsum("thd,chd->htc", np.abs(q[begin:end]), np.abs(k))
-        score_error = (a["head_dim"] + 4) * U * sizes.max(axis=2)  # [heads, T]
-        updates = context / 64 + context / 256 + 2  # each rescales by one exp
-        error = 2 * score_error + 2 * EXP * (1 + updates) + 2 * (context + 4) * U
+        roundings = a["head_dim"] + 5 + 8 * (softcap > 0)
+        score_error = roundings * U * sizes.max(axis=2)  # [heads, T]
+        updates = context / 64 + context / 256 + 2 + len(known.weights)  # each rescales by one exp
+        error = 2 * score_error + 2 * EXP * (1 + updates) + 2 * (context + 5) * U
         spread = np.einsum("htc,chd->thd", p, np.abs(v))
         bound[begin:end] = error.T[:, :, None] * spread
     return bound.reshape(len(bound), -1)

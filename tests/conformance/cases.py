@@ -293,6 +293,13 @@ def _attention() -> Iterator[Case]:
         for index, (plan, shape) in enumerate(zip((*plans, plans[2]), HEADS, strict=True)):
             out = Q8 if shape[0] * shape[2] % 32 == 0 else (BF16 if index % 2 else F32)
             yield _attention_case(f"attention-{kv_type}-{index}", plan, shape, kv_type, out)
+        for index, (window, softcap, sinks) in enumerate(
+            ((40, 0.0, False), (0, 5.0, False), (0, 0.0, True), (100, 30.0, True), (1, 2.0, True))
+        ):
+            name = f"attention-{kv_type}-window{window}-softcap{softcap:g}{'-sinks' * sinks}"
+            rules: dict[str, AttrValue] = {"window": window, "softcap": softcap}
+            shape, out = (HEADS[3], Q8) if index % 2 else (HEADS[1], F32)
+            yield _attention_case(name, plans[4], shape, kv_type, out, rules, sinks)
 
 
 def _attention_case(
@@ -301,6 +308,8 @@ def _attention_case(
     shape: tuple[int, int, int],
     kv_type: KVType,
     out: Activation,
+    rules: Mapping[str, AttrValue] | None = None,
+    sinks: bool = False,
 ) -> Case:
     heads, kv_heads, dim = shape
     b = CaseBuilder(name, max(map(sum, plan)))
@@ -308,8 +317,9 @@ def _attention_case(
     q, k, v = b.input("q", width), b.input("k", kv_width), b.input("v", kv_width)
     attrs = _kv_attrs(b, kv_heads, dim)
     b.op(Op("kv_write", "kv", (k, v), attrs=attrs))
-    full: dict[str, AttrValue] = {**attrs, "heads": heads, "scale": dim**-0.5}
-    b.op(Op("attention", "y", (q,), ("y",), attrs=full), Buffer("y", "T", width, out))
+    full: dict[str, AttrValue] = {**attrs, "heads": heads, "scale": dim**-0.5, **(rules or {})}
+    weights = (b.weight("sinks", WeightType.F32, heads),) if sinks else ()
+    b.op(Op("attention", "y", (q,), ("y",), weights, full), Buffer("y", "T", width, out))
     n_seqs = len(plan[0])
     tables = b.rng.permutation(160)[: 40 * n_seqs].reshape(n_seqs, 40).tolist()
     past = [0] * n_seqs

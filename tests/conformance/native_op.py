@@ -26,6 +26,7 @@ KIND = {
     "kv_write": 8,
     "swiglu": 11,
 }
+I8 = 24  # KV pages
 ACTIVATION = {Activation.F32: 0, Activation.BF16: 30, Activation.Q8: 1000}
 LEVELS = [level.name for level in isa.levels() if level.runnable]
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,9 +58,10 @@ class KV:
     data: NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.itemsize = 4 if self.type == 0 else 2
+        self.itemsize = {0: 4, I8: 1}.get(self.type, 2)
         self.half = self.heads * self.head_dim * 16 * self.itemsize
-        self.data = np.zeros((self.n_pages, 2 * self.half), np.uint8)
+        scales = self.heads * 2 * 16 * 4 if self.type == I8 else 0
+        self.data = np.zeros((self.n_pages, 2 * self.half + scales), np.uint8)
 
 
 @dataclass

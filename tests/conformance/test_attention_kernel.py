@@ -8,14 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attention_case import BF16, F16, F32, Q8A, Pages, Queries, attend, reference, to_bf16
+from attention_case import (
+    BF16,
+    F16,
+    F32,
+    I8,
+    Q8A,
+    Pages,
+    Queries,
+    attend,
+    reference,
+    to_bf16,
+)
 from numpy.typing import NDArray
 
 from cpuinfer.machine import isa
 
 LEVELS = [level.name for level in isa.levels() if level.runnable]
 BEST = LEVELS[-1]
-KV_TYPES = [F32, F16, BF16]
+KV_TYPES = [F32, F16, BF16, I8]
 LENGTHS = [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600, 1100]
 # heads, kv heads, head size: grouped, multi-head, multi-query, blocks of 32 across kv heads, sizes that fill no vector
 SHAPES = [
@@ -207,7 +218,8 @@ def test_splitting_stops_where_the_workspace_ends() -> None:
     table = world.sequences[0][0]
     rng = rng_of("shared")
     noise = rng.standard_normal(99_991, np.float32).astype(np.float16)
-    world.pages.data[:] = np.resize(noise, world.pages.data.shape)
+    halves = world.pages.data.reshape(-1).view(np.float16)
+    halves[:] = np.resize(noise, halves.shape)
     steps = [
         Queries(rng.standard_normal((3, 32, 256), np.float32), 10237 - i, table) for i in range(6)
     ]

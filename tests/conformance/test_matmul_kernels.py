@@ -195,7 +195,8 @@ def test_swiglu_fused_equals_unfused(level, n, out_type, types):
 
 @pytest.mark.parametrize("types", [[t] * 3 for t in WeightType] + MIXES)
 @pytest.mark.parametrize(
-    ("kv_type", "heads", "kv_heads", "head_dim"), [(0, 9, 3, 16), (1, 4, 1, 64), (30, 2, 2, 48)]
+    ("kv_type", "heads", "kv_heads", "head_dim"),
+    [(0, 9, 3, 16), (1, 4, 1, 64), (30, 2, 2, 48), (24, 9, 3, 16), (24, 4, 1, 64)],
 )
 @pytest.mark.parametrize("level", LEVELS)
 def test_qkv_rope_fused_equals_unfused(level, heads, kv_heads, head_dim, kv_type, types):

@@ -11,7 +11,7 @@ from cases import Case, cases
 from numpy.typing import NDArray
 from running import meaningful, run, values_of
 
-from cpuinfer.devices.numerics import bf16_to_f32, f32_to_bf16
+from cpuinfer.devices.numerics import bf16_to_f32, f32_to_bf16, quantize_heads
 from cpuinfer.devices.reference import ReferenceDevice
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.ops import OPS
@@ -54,7 +54,10 @@ def _in_f32(case: Case) -> Case:
     return dataclasses.replace(case, program=dataclasses.replace(case.program, buffers=buffers))
 
 
-def _stored(x: NDArray[np.float32], kv_type: KVType) -> NDArray[np.float64]:
+def _stored(x: NDArray[np.float32], kv_type: KVType, head_dim: int) -> NDArray[np.float64]:
+    if kv_type is KVType.INT8:
+        codes, scales = quantize_heads(x.reshape(len(x), -1, head_dim))
+        return (codes * scales[..., None].astype(np.float64)).reshape(x.shape)
     if kv_type is KVType.F16:
         x = x.astype(np.float16).astype(np.float32)
     if kv_type is KVType.BF16:
@@ -77,7 +80,8 @@ def _bounds(case: Case) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]
         if case.op.kind == "attention":
             parts = {
                 name: np.split(
-                    _stored(step.inputs[name], case.limits.kv_type), step.batch.q_indptr[1:-1]
+                    _stored(step.inputs[name], case.limits.kv_type, case.op.attrs["head_dim"]),
+                    step.batch.q_indptr[1:-1],
                 )
                 for name in ("k", "v")
             }

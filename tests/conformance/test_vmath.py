@@ -22,6 +22,7 @@ NUMERICS = ["-std=gnu11", "-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-t
 LEVELS = [level.name for level in isa.levels() if level.runnable]
 EXP_ERROR = 1.5 * 2.0**-24  # as vmath.h states them
 SILU_ERROR = 3 * 2.0**-24
+TANH_ERROR = 6 * 2.0**-24
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler")
 
@@ -44,7 +45,7 @@ def compile_flags(name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Level -> a program that reads f32 and writes vf_exp and vf_silu of them."""
+    """Level -> a program that reads f32 and writes vf_exp, vf_silu and vf_tanh of them."""
     found = {}
     for name in LEVELS:
         found[name] = tmp_path_factory.mktemp("vmath") / name
@@ -64,13 +65,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def values(
     program: Path, x: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """vf_exp(x), vf_silu(x)."""
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """vf_exp(x), vf_silu(x), vf_tanh(x)."""
     padded = np.zeros(-(-x.size // 16) * 16, np.float32)
     padded[: x.size] = x
     done = subprocess.run([program], input=padded.tobytes(), capture_output=True, check=True)
-    both = np.frombuffer(done.stdout, np.float32).reshape(-1, 2, 16)
-    return both[:, 0].ravel()[: x.size], both[:, 1].ravel()[: x.size]
+    all_three = np.frombuffer(done.stdout, np.float32).reshape(-1, 3, 16)
+    exp, silu, tanh = (all_three[:, i].ravel()[: x.size] for i in range(3))
+    return exp, silu, tanh
 
 
 @functools.cache
@@ -84,7 +86,7 @@ def inputs(stride: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("level", LEVELS)
 def test_error_over_the_whole_range(programs: dict[str, Path], level: str) -> None:
     x = inputs(1009 if level == LEVELS[-1] else 40_009)
-    exp, silu = values(programs[level], x)
+    exp, silu, tanh = values(programs[level], x)
     wide = x.astype(np.float64)
     true_exp = np.exp(wide)
     assert (np.abs(exp - true_exp) <= EXP_ERROR * true_exp).all()
@@ -92,16 +94,22 @@ def test_error_over_the_whole_range(programs: dict[str, Path], level: str) -> No
     normal = np.abs(true_silu) >= np.finfo(np.float32).tiny  # below, the step's mode flushes
     assert (np.abs(silu - true_silu)[normal] <= SILU_ERROR * np.abs(true_silu[normal])).all()
     assert (np.abs(silu[~normal]) <= np.finfo(np.float32).tiny).all()
+    large = np.abs(wide) >= np.finfo(np.float32).tiny
+    true_tanh = np.tanh(wide[large])
+    assert (np.abs(tanh[large] - true_tanh) <= TANH_ERROR * np.abs(true_tanh)).all()
+    assert (np.abs(tanh) <= 1).all() and (np.abs(tanh[~large]) <= np.finfo(np.float32).tiny).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_special_values(programs: dict[str, Path], level: str) -> None:
     x = np.array([0, -0.0, np.nan, np.inf, -np.inf, 1e9, -1e9, 88, -87], np.float32)
-    exp, silu = values(programs[level], x)
+    exp, silu, tanh = values(programs[level], x)
     assert exp[0] == exp[1] == 1
     assert np.isnan(exp[2]) and np.isnan(silu[2])
     assert exp[3] == exp[5] == exp[7] and np.isfinite(exp[3])
     assert exp[4] == exp[6] == exp[8] and exp[4] >= np.finfo(np.float32).tiny
+    assert tanh[0] == tanh[1] == 0 and np.isnan(tanh[2])
+    assert tanh[3] == tanh[5] == tanh[7] == 1 and tanh[4] == tanh[6] == tanh[8] == -1
     assert silu[0] == 0 and silu[3] == np.inf and silu[5] == np.float32(1e9)
 
 

@@ -132,6 +132,18 @@ def test_bytes_of_gathers_and_pages() -> None:
     assert by_kind["embed"] == table * 3 // 97 + 3 * 4 * 64
 
 
+def test_bytes_and_operations_of_a_window_and_of_int8_pages() -> None:
+    p = program()
+    op = next(op for op in p.ops if op.kind == "attention")
+    windowed = dataclasses.replace(op, attrs={**op.attrs, "window": 4})
+    size = StepSize.of_sequence(1, 1, 10, KVType.INT8)
+    token = 2 * 32 + 2 * 2 * 4  # K and V of 2 heads of 16, and their scales
+    assert spec_of(op).bytes(op, p, size) == 2 * 4 * 64 + 10 * token
+    assert spec_of(op).bytes(windowed, p, size) == 2 * 4 * 64 + 4 * token
+    for one, pairs in ((op, 10), (windowed, 4)):
+        assert spec_of(one).operations(one, p, size) == pairs * 4 * (4 * 16 + 5)
+
+
 def test_fusion_moves_fewer_bytes() -> None:
     p, size = program(), StepSize.of_sequence(16, 16, 16)
     assert optimise(p).bytes(size) < p.bytes(size)

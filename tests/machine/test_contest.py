@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machine.test_isa import RUNNABLE, has_native
+from test_isa import RUNNABLE, has_native
 
 from cpuinfer.machine import contest, isa
 

@@ -44,7 +44,7 @@ WRONG = {
     "attention__value_length": [0, 32, "16"],
     "attention__layer_norm_rms_epsilon": [None, -1e-5, math.nan, math.inf, "x", 2.0],
     "attention__scale": [-1.0, math.nan, 1e9],
-    "attention__sliding_window": [32, -1, "64"],
+    "attention__sliding_window": [-1, "64", 1 << 40],
     "attention__causal": [False, np.ones(2, bool)],
     "attention__clamp_kqv": [8.0],
     "attention__logit_softcapping": [30.0],
@@ -109,6 +109,12 @@ def test_off_features_and_known_extras_pass() -> None:
     build(expert_count=0, some_flag=False, attention__sliding_window=64, attention__causal=True)
     build(rope__scaling__type="none", rope__scaling__factor=4.0)
     build(rope__dimension_count=None, attention__head_count_kv=2)
+
+
+def test_the_window_reaches_every_attention() -> None:
+    for window in (0, 32):
+        ops = [op for op in build(attention__sliding_window=window).ops if op.kind == "attention"]
+        assert [op.attrs.get("window", 0) for op in ops] == [window, window]
 
 
 def test_tied_and_untied_outputs() -> None:

@@ -1,4 +1,4 @@
-"""Logits of the reference device against transformers' Llama with the same weights."""
+"""Logits of the reference device against transformers' Llama and Mistral with the same weights."""
 
 from __future__ import annotations
 
@@ -53,11 +53,15 @@ def halves(w: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def peer_logits(
-    weights: dict[str, NDArray[np.float32]], tokens: list[int], rope: dict[str, Any]
+    weights: dict[str, NDArray[np.float32]],
+    tokens: list[int],
+    rope: dict[str, Any],
+    window: int = 0,
 ) -> NDArray[np.float32]:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
+    family = "Mistral" if window else "Llama"
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=97,
         hidden_size=64,
         intermediate_size=128,
@@ -69,6 +73,7 @@ def peer_logits(
         tie_word_embeddings="output.weight" not in weights,
         attn_implementation="eager",
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, **rope},
+        **({"sliding_window": window} if window else {}),
     )
     state = {}
     for name, values in weights.items():
@@ -84,7 +89,7 @@ def peer_logits(
                 "output": "lm_head.weight",
             }[parts[0]]
         state[target] = torch.from_numpy(values.astype(np.float64))
-    model = transformers.LlamaForCausalLM(config).double().eval()
+    model = getattr(transformers, f"{family}ForCausalLM")(config).double().eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
     with torch.no_grad():
@@ -116,4 +121,18 @@ def test_reference_is_transformers(scaling: str, tied: bool) -> None:
     ours = executable.run(tiny.batch([tokens], [0], [list(range(8))], list(range(90))))
     theirs = peer_logits({name: unpack(w) for name, w in packed.items()}, tokens, rope)
     # transformers computes its angles in f32: p * 2^-24 radians at position p < 90
+    assert np.abs(ours - theirs).max() < 90 * 2**-24 * np.abs(theirs).max() * 4
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("window", [1, 7, 64])
+def test_a_window_is_mistrals(window: int) -> None:
+    types = tiny.weight_types(WeightType.F32)
+    packed = tiny.weights(types)
+    metadata = {**tiny.METADATA, "llama.attention.sliding_window": window}
+    program = build_program(metadata, types, max_positions=128)
+    executable = ReferenceDevice().compile(program, packed, Limits(90, 90, 8, 128, KVType.F32))
+    tokens = np.random.default_rng(9).integers(0, 97, 90).tolist()
+    ours = executable.run(tiny.batch([tokens], [0], [list(range(8))], list(range(90))))
+    theirs = peer_logits({name: unpack(w) for name, w in packed.items()}, tokens, {}, window)
     assert np.abs(ours - theirs).max() < 90 * 2**-24 * np.abs(theirs).max() * 4
