@@ -107,8 +107,12 @@ def unpack_terms(weight: Weight) -> Terms:
     _check_size(weight)
     layout = LAYOUTS[weight.type]
     terms = _terms(layout, k, weight.data.view(layout.unit).reshape(-(-n // ROWS), -1))
-    parts = (terms.codes, terms.scales, terms.mins)
-    return Terms(*(p if p is None else p.reshape(-1, *p.shape[2:])[:n] for p in parts))
+
+    def by_row(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        return part.reshape(-1, *part.shape[2:])[:n]
+
+    scales, mins = (None if p is None else by_row(p) for p in (terms.scales, terms.mins))
+    return Terms(by_row(terms.codes), scales, mins)
 
 
 def _check_size(weight: Weight) -> None:
