@@ -108,12 +108,11 @@ def unpack_terms(weight: Weight) -> Terms:
     layout = LAYOUTS[weight.type]
     terms = _terms(layout, k, weight.data.view(layout.unit).reshape(-(-n // ROWS), -1))
 
-    def rows(part: NDArray[np.float32]) -> NDArray[np.float32]:
+    def by_row(part: NDArray[np.float32]) -> NDArray[np.float32]:
         return part.reshape(-1, *part.shape[2:])[:n]
 
-    scales = None if terms.scales is None else rows(terms.scales)
-    mins = None if terms.mins is None else rows(terms.mins)
-    return Terms(rows(terms.codes), scales, mins)
+    scales, mins = (None if p is None else by_row(p) for p in (terms.scales, terms.mins))
+    return Terms(by_row(terms.codes), scales, mins)
 
 
 def _check_size(weight: Weight) -> None:
