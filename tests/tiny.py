@@ -125,3 +125,11 @@ def batch(
         block_tables=np.array([t + [-1] * (width - len(t)) for t in tables], np.int32),
         logit_rows=np.array(ends - 1 if rows is None else rows, np.int32),
     )
+
+
+def divergence(p: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(p || q) of the softmax of each row of logits."""
+    shifted = [x.astype(np.float64) - x.max(axis=1, keepdims=True) for x in (p, q)]
+    log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in shifted)
+    result: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return result

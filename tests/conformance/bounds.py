@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.base import Batch
-from cpuinfer.graph.dtypes import Activation, WeightType
+from cpuinfer.graph.dtypes import Activation
 from cpuinfer.graph.program import Op, Program
-from cpuinfer.graph.r16k4 import unpack
+from cpuinfer.graph.r16k4 import unpack, unpack_terms
 from cpuinfer.graph.weights import Weight
 
 F64 = NDArray[np.float64]
@@ -47,19 +47,26 @@ class Known:
 
     def product(self, index: int) -> tuple[F64, F64]:
         """x @ w^T of the op's weight, and its error bound."""
-        weight = self.weights[index]
+        x, weight = self.inputs[0], self.weights[index]
         w = unpack(weight).astype(np.float64)
         size = np.abs(w)
-        terms = w.shape[1]
+        roundings = w.shape[1]
         if weight.type.activation is Activation.Q8:
-            # per block: one FMA, the rounding of the scales' product, and for Q4_1 as much again for the min
-            terms = 2 * (w.shape[1] // 32) * (2 if weight.type is WeightType.Q4_1 else 1) + 1
-        if weight.type is WeightType.Q4_1:
-            # w = code * scale + min, the two summed apart; min is the least value of the block
-            least = np.abs(w.reshape(len(w), -1, 32).min(axis=2)).repeat(32, axis=1)
-            size = size + 2 * least
-        x = self.inputs[0]
-        return x @ w.T, terms * U * (np.abs(x) @ size.T) + U * np.abs(x @ w.T)
+            # one FMA a block, and the rounding of the scales' product; where there are mins, as much again, and the
+            # rounding of w = code * scale + min, which the kernel sums apart
+            product, low = scaled_codes(weight)
+            size = np.abs(product) + np.abs(low)
+            roundings = w.shape[1] // 32 * (1 + low.any()) + 1 + low.any()
+        return x @ w.T, roundings * U * (np.abs(x) @ size.T) + U * np.abs(x @ w.T)
+
+
+def scaled_codes(weight: Weight) -> tuple[F64, F64]:
+    """A quantised matrix [N, K] as code * scale, which is exact, and min, zero for a type without mins."""
+    terms = unpack_terms(weight)
+    with np.errstate(invalid="ignore", over="ignore"):
+        product = terms.codes * terms.scales
+    low = np.zeros_like(product) + (0 if terms.mins is None else terms.mins)
+    return tuple(x.reshape(len(x), -1).astype(np.float64) for x in (product, low))
 
 
 def error_bound(known: Known) -> F64:

@@ -7,7 +7,7 @@ own. tests/conformance/bounds.py derives how large it may be.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,15 @@ POSITIONS = 1024
 
 TOKENS = (1, 2, 15, 16, 17)
 WIDTHS = {F32: (1, 2, 15, 16, 17, 100), BF16: (1, 2, 15, 17, 64), Q8: (32, 64, 96, 160)}
+SUPER_WIDTHS = (256, 512, 768)  # of types with blocks of 256
+# What files mix: the types of q, k and v; the last two are those of gate and up.
+MIXES = (
+    (WeightType.Q4_K, WeightType.Q4_K, WeightType.Q6_K),
+    (WeightType.Q5_0, WeightType.Q8_0, WeightType.Q5_1),
+    (WeightType.Q2_K, WeightType.Q3_K, WeightType.Q5_K),
+    (WeightType.IQ4_XS, WeightType.IQ4_NL, WeightType.MXFP4),
+)
+TYPES = [(t, t, t) for t in tiny.NATIVE_TYPES] + list(MIXES)
 # (heads, kv_heads, head_dim)
 HEADS = ((1, 1, 2), (3, 1, 6), (6, 3, 16), (9, 3, 64), (5, 1, 80), (4, 2, 18), (2, 2, 128))
 
@@ -132,6 +141,16 @@ def one_sequence(tokens: int, rng: np.random.Generator, rows: int) -> Batch:
     return tiny.batch([ids], [5], [pages], wanted)
 
 
+def widths(type_: WeightType) -> tuple[int, ...]:
+    """Awkward K of a matrix of the type."""
+    return SUPER_WIDTHS if type_.block[0] > 32 else WIDTHS[type_.activation]
+
+
+def at_least(width: int, *types: WeightType) -> int:
+    """The width, or a block of the types."""
+    return max(width, *(type_.block[0] for type_ in types))
+
+
 def cases() -> Iterator[Case]:
     """The whole table."""
     yield from _elementwise()
@@ -165,7 +184,7 @@ def _elementwise() -> Iterator[Case]:
 
 def _embed() -> Iterator[Case]:
     for type_ in tiny.NATIVE_TYPES:
-        for tokens, width in zip(TOKENS, WIDTHS[type_.activation], strict=False):
+        for tokens, width in zip(TOKENS, widths(type_), strict=False):
             b = CaseBuilder(f"embed-{type_.name}-{tokens}x{width}", tokens)
             table = b.weight("table", type_, 3, width)
             b.op(Op("embed", "y", (), ("y",), (table,)), Buffer("y", "T", width))
@@ -195,12 +214,12 @@ def _rmsnorm() -> Iterator[Case]:
 
 def _matmul() -> Iterator[Case]:
     for type_ in tiny.NATIVE_TYPES:
-        widths = WIDTHS[type_.activation]
+        own = widths(type_)
         shapes = [
-            (t, n, widths[-1])
+            (t, n, own[-1])
             for t, n in zip((*TOKENS, 33, 70), (17, 33, 16, 1, 15, 48, 2), strict=True)
         ]
-        shapes += [(t, 18, k) for t, k in zip((1, 3, 4, 5, 1, 2), widths, strict=False)]
+        shapes += [(t, 18, k) for t, k in zip((1, 3, 4, 5, 1, 2), own, strict=False)]
         for index, (tokens, n, k) in enumerate(shapes):
             residual = index % 2 == 1
             b = CaseBuilder(f"matmul-{type_.name}-{tokens}x{n}x{k}{'-add' * residual}", tokens)
@@ -212,38 +231,41 @@ def _matmul() -> Iterator[Case]:
             )
             yield b.case()
         b = CaseBuilder(f"matmul-{type_.name}-rows", 17, 5)
-        x = b.quantized(b.input("x", 64, "R"), type_.activation)
-        b.op(Op("matmul", "y", (x,), ("y",), (b.weight("w", type_, 19, 64),)), Buffer("y", "R", 19))
+        k = at_least(64, type_)
+        x = b.quantized(b.input("x", k, "R"), type_.activation)
+        b.op(Op("matmul", "y", (x,), ("y",), (b.weight("w", type_, 19, k),)), Buffer("y", "R", 19))
         yield b.case()
 
 
 def _matmul_swiglu() -> Iterator[Case]:
-    for type_ in tiny.NATIVE_TYPES:
+    for types in TYPES:
+        activation, k = types[0].activation, at_least(64, *types)
         for tokens, n, out in (
             (1, 32, F32),
             (2, 17, BF16),
-            (17, 96, type_.activation),
+            (17, 96, activation),
             (70, 64, Q8),
         ):
-            b = CaseBuilder(f"matmul_swiglu-{type_.name}-{tokens}x{n}-{out}", tokens)
-            x = b.quantized(b.input("x", 64), type_.activation)
-            gate, up = b.weight("gate", type_, n, 64), b.weight("up", type_, n, 64)
+            b = CaseBuilder(f"matmul_swiglu-{named(types[1:])}-{tokens}x{n}-{out}", tokens)
+            x = b.quantized(b.input("x", k), activation)
+            gate, up = b.weight("gate", types[1], n, k), b.weight("up", types[2], n, k)
             b.op(Op("matmul_swiglu", "y", (x,), ("y",), (gate, up)), Buffer("y", "T", n, out))
             yield b.case()
 
 
 def _matmul_qkv_rope() -> Iterator[Case]:
-    for type_ in tiny.NATIVE_TYPES:
+    for types in TYPES:
+        activation, k = types[0].activation, at_least(96, *types)
         for tokens, (heads, kv_heads, dim) in zip(
             (1, 17, 70), ((1, 1, 16), (9, 3, 64), (2, 1, 80)), strict=True
         ):
             b = CaseBuilder(
-                f"matmul_qkv_rope-{type_.name}-{tokens}-{heads}:{kv_heads}x{dim}", tokens
+                f"matmul_qkv_rope-{named(types)}-{tokens}-{heads}:{kv_heads}x{dim}", tokens
             )
-            x = b.quantized(b.input("x", 96), type_.activation)
+            x = b.quantized(b.input("x", k), activation)
             attrs = _rope_attrs(b, heads, dim) | _kv_attrs(b, kv_heads, dim)
-            widths = (heads * dim, kv_heads * dim, kv_heads * dim)
-            ws = tuple(b.weight(f"w{i}", type_, n, 96) for i, n in enumerate(widths))
+            ns = (heads * dim, kv_heads * dim, kv_heads * dim)
+            ws = tuple(b.weight(f"w{i}", types[i], n, k) for i, n in enumerate(ns))
             b.op(Op("matmul_qkv_rope", "y", (x,), ("y",), ws, attrs), Buffer("y", "T", heads * dim))
             yield b.case()
 
@@ -301,6 +323,11 @@ def _attention_case(
         steps.append(StepInput(batch, values))
         past = [p + n for p, n in zip(past, lengths, strict=True)]
     return b.case(tuple(steps), kv_type)
+
+
+def named(types: Sequence[WeightType]) -> str:
+    """The types' names, each once."""
+    return "+".join(dict.fromkeys(type_.name for type_ in types))
 
 
 def _rope_attrs(b: CaseBuilder, heads: int, dim: int) -> dict[str, AttrValue]:

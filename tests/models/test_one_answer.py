@@ -67,16 +67,6 @@ def prefill(
     return np.concatenate(rows)
 
 
-def divergence(p: Logits, q: Logits) -> NDArray[np.float64]:
-    """KL(p || q) of the softmax of each row."""
-    log_p, log_q = (
-        x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum(axis=1, keepdims=True))
-        for x in (p, q)
-    )
-    result: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
-    return result
-
-
 def equal(a: Logits, b: Logits) -> None:
     np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
 
@@ -107,9 +97,9 @@ def test_native_is_near_the_reference(matrix: WeightType, kv_type: KVType) -> No
     ours, lowered, full = (
         prefill(e, TOKENS[:100], 100, range(7)) for e in (native(matrix, kv_type), rounded, exact)
     )
-    noise = divergence(lowered, full)
+    noise = tiny.divergence(lowered, full)
     sums = (16 * 128 * 2.0**-24 * float(np.abs(full).max())) ** 2
-    error = divergence(lowered, ours)
+    error = tiny.divergence(lowered, ours)
     assert error.mean() <= noise.mean() + sums
     assert error.max() <= noise.max() + sums
 

@@ -57,6 +57,8 @@ def test_arm_gives_the_products_of_this_machine(
 ) -> None:
     _, runner = tools("aarch64")
     program = build("aarch64", name, tmp_path)
-    got = digests([*runner[:1], "-cpu", PROCESSORS[name], str(program)] if runner else [str(program)])
+    got = digests(
+        [*runner[:1], "-cpu", PROCESSORS[name], str(program)] if runner else [str(program)]
+    )
     assert len(expected) == 16
     assert got == expected
