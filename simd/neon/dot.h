@@ -22,34 +22,50 @@ DOT_INLINE int dot_group(const int form) {
     return codes_bits(form) <= 5 ? 8 : codes_bits(form) == 6 ? 4 : 2;
 }
 
-/* sums[t] (+)= codes * four bytes of each token. */
-DOT_INLINE void dot_add(int mr, dot_words *sums, int first, int8x16_t codes, dot_rows x) {
+/* Chunk c of a token in every lane. */
+DOT_INLINE int8x16_t dot_lane(const dot_x *x, const int c) {
+    const int32x4_t chunks = vreinterpretq_s32_s8(x->v[c / 4]);
+    switch (c % 4) {
+    case 0:
+        return vreinterpretq_s8_s32(vdupq_laneq_s32(chunks, 0));
+    case 1:
+        return vreinterpretq_s8_s32(vdupq_laneq_s32(chunks, 1));
+    case 2:
+        return vreinterpretq_s8_s32(vdupq_laneq_s32(chunks, 2));
+    default:
+        return vreinterpretq_s8_s32(vdupq_laneq_s32(chunks, 3));
+    }
+}
+/* sums[t] (+)= codes * chunk c of each token. */
+DOT_INLINE void dot_add(int mr, dot_words *sums, int first, int8x16_t codes, const dot_x *x, const int c) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
-        int32_t four;
-        memcpy(&four, dot_row(x, t), sizeof four);
-        const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(four));
+        const int8x16_t a = dot_lane(&x[t], c);
         const int8x8_t low = vget_low_s8(codes), a_low = vget_low_s8(a);
         sums[t].low = first ? vmull_s8(low, a_low) : vmlal_s8(sums[t].low, low, a_low);
         sums[t].high = first ? vmull_high_s8(codes, a) : vmlal_high_s8(sums[t].high, codes, a);
+        __asm__ volatile("" : "+w"(sums[t].low), "+w"(sums[t].high));
     }
 }
 DOT_INLINE int32x4_t dot_rows_of(dot_words s) {
     return vpaddq_s32(vpaddlq_s16(s.low), vpaddlq_s16(s.high));
 }
 
-DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x,
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows rows,
                           const dot_rows *starts) {
     const int group = dot_group(form);
     dot_words sums[DOT_MR];
     dot_longs wide[DOT_MR];
+    dot_x x[DOT_MR];
     (void)np;
+    dot_load(mr, x, rows);
 #pragma GCC unroll 4
     VF_QUARTERS {
+        dot_pin(mr, x);
 #pragma GCC unroll 8
         for (int n = 0; n < 8; n++) {
             const int c = dot_order(form, n);
-            dot_add(mr, sums, n % group == 0, dot_codes(form, blocks[0], c, i), dot_rows_next(x, 4 * c));
+            dot_add(mr, sums, n % group == 0, dot_codes(form, blocks[0], c, i), x, c);
             if (group == 8 || n % group != group - 1)
                 continue;
 #pragma GCC unroll 8
@@ -68,15 +84,18 @@ DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *block
 }
 
 DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,
-                           const int16_t *const *pairs, dot_rows x) {
+                           const int16_t *const *pairs, dot_rows rows) {
     dot_words first[DOT_MR], second[DOT_MR];
+    dot_x x[DOT_MR];
     (void)np;
+    dot_load(mr, x, rows);
 #pragma GCC unroll 4
     VF_QUARTERS {
+        dot_pin(mr, x);
 #pragma GCC unroll 4
         for (int c = 0; c < 4; c++) {
-            dot_add(mr, first, c == 0, dot_codes(form, blocks[0], c, i), dot_rows_next(x, 4 * c));
-            dot_add(mr, second, c == 0, dot_codes(form, blocks[0], c + 4, i), dot_rows_next(x, 16 + 4 * c));
+            dot_add(mr, first, c == 0, dot_codes(form, blocks[0], c, i), x, c);
+            dot_add(mr, second, c == 0, dot_codes(form, blocks[0], c + 4, i), x, c + 4);
         }
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++)

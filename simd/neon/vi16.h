@@ -45,6 +45,24 @@ DOT_INLINE int8x16_t dot_codes(const int form, const uint8_t *block, const int c
     const vc16 codes = codes_bits(form) == 8 ? codes_signed(form, block, c) : codes_chunk(form, block, c);
     return vreinterpretq_s8_u8(codes.v[i]);
 }
+/* A block of a token: two registers, whose 32-bit lanes are the four bytes of its chunks. */
+typedef struct {
+    int8x16_t v[2];
+} dot_x;
+
+DOT_INLINE void dot_load(int mr, dot_x *x, dot_rows rows) {
+#pragma GCC unroll 8
+    for (int t = 0; t < mr; t++) {
+        const int8_t *row = (const int8_t *)dot_row(rows, t);
+        x[t] = (dot_x){{vld1q_s8(row), vld1q_s8(row + 16)}};
+    }
+}
+/* Keeps the compiler from taking a quarter's products before another's are done: it would spill their sums. */
+DOT_INLINE void dot_pin(int mr, dot_x *x) {
+#pragma GCC unroll 8
+    for (int t = 0; t < mr; t++)
+        __asm__ volatile("" : "+w"(x[t].v[0]), "+w"(x[t].v[1]));
+}
 /* The order in which chunks are taken: both nibbles of a byte in turn. */
 DOT_INLINE int dot_order(const int form, const int i) {
     return form >= CODES_U4 ? i : i / 2 + i % 2 * 4;
