@@ -91,8 +91,9 @@ def unpack_rows(weight: Weight, rows: NDArray[np.integer]) -> NDArray[np.float32
         first, last = np.searchsorted(where[order], [begin, end])
         mine = order[first:last]
         units = panels[wanted[begin:end]].view(layout.unit)
+        terms = _terms(layout, k, units)
         with np.errstate(invalid="ignore", over="ignore"):  # scales of a file may be anything
-            values = _terms(layout, k, units).values()  # [panels, 16, blocks, elements]
+            values = terms.values()  # [panels, 16, blocks, elements]
         by_row = values.reshape(end - begin, ROWS, -1)[..., :k]
         out[mine] = by_row[where[mine] - begin, rows[mine] % ROWS]
     return out
@@ -107,8 +108,12 @@ def unpack_terms(weight: Weight) -> Terms:
     _check_size(weight)
     layout = LAYOUTS[weight.type]
     terms = _terms(layout, k, weight.data.view(layout.unit).reshape(-(-n // ROWS), -1))
-    parts = (terms.codes, terms.scales, terms.mins)
-    return Terms(*(p if p is None else p.reshape(-1, *p.shape[2:])[:n] for p in parts))
+
+    def by_row(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        return x.reshape(-1, *x.shape[2:])[:n]
+
+    scales, mins = (x if x is None else by_row(x) for x in (terms.scales, terms.mins))
+    return Terms(by_row(terms.codes), scales, mins)
 
 
 def _check_size(weight: Weight) -> None:
@@ -168,4 +173,5 @@ def _terms(layout: Layout, k: int, units: Record) -> Terms:
         by_row = np.moveaxis(field, -1, 1)  # [panels, 16, units, blocks, inner...]
         blocks = by_row.reshape(*by_row.shape[:2], -1, *by_row.shape[4:])
         fields[name] = np.ascontiguousarray(blocks[:, :, :n_blocks])
-    return layout.terms(fields)
+    with np.errstate(invalid="ignore", over="ignore"):  # as above
+        return layout.terms(fields)
