@@ -1,43 +1,33 @@
 /* Float weight types: F32 and F16 times f32 rows, acc = fma(w, x, acc) in K order; BF16 times bf16 rows, per pair
  * acc = fma(w_odd, x_odd, acc), then the even one (docs/design.md section 3). */
-#include <vec.h>
+#include <bf16_dot.h>
+#include <float_dot.h>
 
 #include "matmul.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* Most accumulators of a tile. BF16 has two weight vectors at a time, so one accumulator less fits. */
-#define MOST VF_GEMM_MR
-#define MOST_PAIRS (VF_GEMM_MR - 1)
-
-INLINE void compute(const int mr, const int np, const int32_t type, const ci_tile *tile) {
+DOT_INLINE void compute(const int mr, const int np, const int32_t type, const ci_tile *tile) {
     vf16 acc[CI_MAX_MR * CI_MAX_NP];
-    if (mr * np > (type == CI_BF16 ? MOST_PAIRS : MOST))
+    if (mr * np > (type == CI_BF16 ? BF16_MOST : FLOAT_MOST))
         return; /* not in the table: keep the compiler from building it */
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         acc[i] = vf_zero();
-    const int32_t step = type == CI_BF16 ? 2 : 1; /* k at a time */
-    for (int32_t k = 0; k < tile->k; k += step) {
-#pragma GCC unroll 4
-        for (int p = 0; p < np; p++) {
-            const uint8_t *panel = tile->panel + p * tile->panel_bytes;
-            vf16 first, second; /* the order in which they are added */
-            if (type == CI_BF16)
-                vf_load_bf16_pairs((const uint16_t *)(const void *)panel + (int64_t)k * CI_ROWS, &second, &first);
-            else if (type == CI_F16)
-                first = second = vf_load_f16((const uint16_t *)(const void *)panel + (int64_t)k * CI_ROWS);
-            else
-                first = second = vf_load((const float *)(const void *)panel + (int64_t)k * CI_ROWS);
-#pragma GCC unroll 8
-            for (int t = 0; t < mr; t++) {
-                const float *x = (const float *)(const void *)(tile->prepared + t * tile->prepared_stride) + k;
-                acc[t * np + p] = vf_fma(first, vf_set1(x[step - 1]), acc[t * np + p]);
-                if (step == 2)
-                    acc[t * np + p] = vf_fma(second, vf_set1(x[0]), acc[t * np + p]);
-            }
+    const uint8_t *panel = tile->panel;
+    const int64_t panel_bytes = tile->panel_bytes;
+    const int32_t n = tile->k;
+    dot_rows x = dot_rows_at(tile->prepared, tile->prepared_stride);
+    if (type == CI_BF16)
+        for (int32_t k = 0; k < n; k += 2) {
+            bf16_step(mr, np, acc, panel, panel_bytes, x);
+            panel += CI_ROWS * 4;
+            x = dot_rows_next(x, BF16_PAIR_BYTES);
         }
-    }
+    else
+        for (int32_t k = 0; k < n; k++) {
+            float_step(mr, np, type == CI_F16, acc, panel, panel_bytes, x);
+            panel += CI_ROWS * (type == CI_F16 ? 2 : 4);
+            x = dot_rows_next(x, 4);
+        }
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
         vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
@@ -55,14 +45,14 @@ CI_EACH_TILE(DEFINE)
 #undef DEFINE
 /* clang-format on */
 
-#define F32_TILE(mr, np) ((mr) * (np) <= MOST ? f32_##mr##x##np : NULL)
-#define F16_TILE(mr, np) ((mr) * (np) <= MOST ? f16_##mr##x##np : NULL)
-#define BF16_TILE(mr, np) ((mr) * (np) <= MOST_PAIRS ? bf16_##mr##x##np : NULL)
+#define F32_TILE(mr, np) ((mr) * (np) <= FLOAT_MOST ? f32_##mr##x##np : NULL)
+#define F16_TILE(mr, np) ((mr) * (np) <= FLOAT_MOST ? f16_##mr##x##np : NULL)
+#define BF16_TILE(mr, np) ((mr) * (np) <= BF16_MOST ? bf16_##mr##x##np : NULL)
 static const ci_tiles f32_tiles = CI_TILE_TABLE(F32_TILE);
 static const ci_tiles f16_tiles = CI_TILE_TABLE(F16_TILE);
 static const ci_tiles bf16_tiles = CI_TILE_TABLE(BF16_TILE);
 
-enum { MR = MOST < (int)CI_MAX_MR ? MOST : CI_MAX_MR, MR_PAIRS = MOST_PAIRS < (int)CI_MAX_MR ? MOST_PAIRS : CI_MAX_MR };
+#define MOST_TOKENS(sums) ((sums) < (int)CI_MAX_MR ? (sums) : (int)CI_MAX_MR)
 
 static int64_t f32_bytes(int32_t k) {
     return (int64_t)k * CI_ROWS * 4;
@@ -77,9 +67,10 @@ static int64_t no_bytes(int32_t k) {
     (void)k;
     return 0;
 }
-/* A bf16 row as f32, K rounded up to even, so that a tile broadcasts its elements straight from memory. */
+/* Where a step takes pairs of f32, a bf16 row is widened, K rounded up to even, so that a tile broadcasts its elements
+ * straight from memory. */
 static int64_t bf16_prepared_bytes(int32_t k) {
-    return ((int64_t)k + 1) / 2 * 8;
+    return BF16_PAIR_BYTES == 4 ? 0 : ((int64_t)k + 1) / 2 * BF16_PAIR_BYTES;
 }
 static void bf16_prepare(char *out, const char *row, int32_t k) {
     const uint16_t *x = (const uint16_t *)(const void *)row;
@@ -112,7 +103,7 @@ static void bf16_decode(float *out, const uint8_t *panel, int32_t k, int32_t row
 
 const ci_format ci_f32_format = {.type = CI_F32,
                                  .activation = CI_F32,
-                                 .mr = MR,
+                                 .mr = MOST_TOKENS(FLOAT_MOST),
                                  .np = CI_MAX_NP,
                                  .panel_bytes = f32_bytes,
                                  .tiles = &f32_tiles,
@@ -120,7 +111,7 @@ const ci_format ci_f32_format = {.type = CI_F32,
                                  .decode = f32_decode};
 const ci_format ci_f16_format = {.type = CI_F16,
                                  .activation = CI_F32,
-                                 .mr = MR,
+                                 .mr = MOST_TOKENS(FLOAT_MOST),
                                  .np = CI_MAX_NP,
                                  .panel_bytes = f16_bytes,
                                  .tiles = &f16_tiles,
@@ -129,7 +120,7 @@ const ci_format ci_f16_format = {.type = CI_F16,
 const ci_format ci_bf16_format = {
     .type = CI_BF16,
     .activation = CI_BF16,
-    .mr = MR_PAIRS,
+    .mr = MOST_TOKENS(BF16_MOST),
     .np = CI_MAX_NP,
     .panel_bytes = bf16_bytes,
     .tiles = &bf16_tiles,

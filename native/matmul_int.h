@@ -1,5 +1,5 @@
 /* Weight types whose product is an integer dot per block of 32 times q8 activations, as one template over their form
- * (docs/design.md section 3). CI_INTEGER_TILES makes the tiles of a form, CI_INTEGER_FORMAT a weight type of them. */
+ * (docs/design.md section 3). CI_INT_TILES makes the tiles of a form, CI_INT_FORMAT a weight type of them. */
 #ifndef CPUINFER_MATMUL_INT_H
 #define CPUINFER_MATMUL_INT_H
 #include <dot.h>
@@ -29,12 +29,13 @@ DOT_INLINE int32_t load_i32(const char *p) {
     return i;
 }
 
+/* One block's worth of a panel, CI_AHEAD further. */
 DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
     for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
         __builtin_prefetch(codes + CI_AHEAD + i);
 }
 
-/* What the dots of a block miss: offset times the sum of q, times the scales where halves have their own. */
+/* A block's dot less offset times the sum of q, times the scales where halves have their own. */
 DOT_INLINE vi16 without_offset(const form f, vi16 dot, const int16_t *pairs, const char *s) {
     const int offset = DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
     if (!offset)

@@ -61,7 +61,7 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
             for level in levels.levels()
         ],
         "isa": library.level,
-        "isa_reason": _isa_reason(isa, levels.ENVIRONMENT),
+        "isa_reason": _isa_reason(isa),
         "build_map": library.build_map(),
         "threads": count,
         "threads_reason": "--threads" if threads else default.reason,
@@ -72,10 +72,12 @@ def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
     }
 
 
-def _isa_reason(isa: str | None, environment: str) -> str:
+def _isa_reason(isa: str | None) -> str:
+    from cpuinfer.machine import isa as levels
+
     if isa:
         return "--isa"
-    return environment if os.environ.get(environment) else "the highest that runs here"
+    return levels.ENVIRONMENT if os.environ.get(levels.ENVIRONMENT) else levels.best().reason
 
 
 def huge_pages(root: Path = Path("/sys/kernel/mm/transparent_hugepage")) -> str | None:

@@ -24,12 +24,14 @@ _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 @dataclass(frozen=True)
 class Level:
     """A level of this architecture. `features`: what it needs, its bases' needs first; `missing`: those that the
-    processor or the operating system lacks; `library`: where its library is, None where it was not built."""
+    processor or the operating system lacks; `library`: where its library is, None where it was not built; `measured`:
+    whether it must be measured to be faster than the level before it."""
 
     name: str
     features: tuple[str, ...]
     missing: tuple[str, ...]
     library: Path | None
+    measured: bool = False
 
     @property
     def runnable(self) -> bool:
@@ -42,6 +44,14 @@ class Level:
         if self.missing:
             return f"this processor lacks {', '.join(self.missing)}"
         return "" if self.library else "its library was not built"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A level and why it was taken, in words."""
+
+    level: Level
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,8 @@ def levels() -> tuple[Level, ...]:
             features = _features(entries, name)
             missing = tuple(feature for feature in features if feature not in present)
             path = folder / f"libcpuinfer_{name}.so"
-            found.append(Level(name, features, missing, path if path.is_file() else None))
+            library = path if path.is_file() else None
+            found.append(Level(name, features, missing, library, entry.get("when") == "measured"))
     return tuple(found)
 
 
@@ -114,13 +125,9 @@ def choose(name: str | None = None) -> Level:
     """
     source = "isa" if name else ENVIRONMENT
     name = name or os.environ.get(ENVIRONMENT) or None
-    runnable = [level for level in levels() if level.runnable]
-    names = ", ".join(level.name for level in runnable) or "none"
     if name is None:
-        if not runnable:
-            reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
-            raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
-        return runnable[-1]
+        return best().level
+    names = ", ".join(level.name for level in levels() if level.runnable) or "none"
     for level in levels():
         if level.name == name and level.runnable:
             return level
@@ -129,6 +136,31 @@ def choose(name: str | None = None) -> Level:
                 f"{source}: level {name!r} cannot run: {level.why_not}; can run: {names}"
             )
     raise ValueError(f"{source}: unknown level {name!r}; can run here: {names}")
+
+
+def best() -> Choice:
+    """The last level that runs here; one to be measured only where it is faster than what it would replace.
+
+    Raises ValueError where no level runs.
+    """
+    found: Choice | None = None
+    for level in levels():
+        if not level.runnable:
+            continue
+        if found is None or not level.measured:
+            found = Choice(level, "the highest that runs here")
+            continue
+        from cpuinfer.machine.contest import compare
+
+        other = found.level
+        seconds = compare(_load(other), _load(level))
+        winner = level if seconds[1] < seconds[0] else other
+        times = f"{other.name} {seconds[0] * 1e6:.0f} us, {level.name} {seconds[1] * 1e6:.0f} us"
+        found = Choice(winner, f"the faster one in a bf16 product: {times}")
+    if found is None:
+        reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
+        raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
+    return found
 
 
 def load(name: str | None = None) -> Library:

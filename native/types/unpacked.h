@@ -4,8 +4,9 @@
 #define CPUINFER_UNPACKED_H
 #include "../matmul_int.h"
 
-/* Tokens from which unpacking a panel pays. Measured on Zen 3 with 12, 18, 24, 36, 48 tokens: Q4_0, Q4_1 and IQ4_NL
- * (nibbles under f16 scales) gain -7, -5, -2, 0, +2 %; Q5_K +13, +20, +36, +31, +33 %; the others are between. */
+/* Tokens from which unpacking a panel pays. Measured on Zen 3, weights in L2, with 12, 18, 24, 36, 48 tokens: Q4_0,
+ * Q4_1 and IQ4_NL (nibbles under f16 scales) gain -7, -5, -2, 0, +2 %; Q5_K +13, +20, +36, +31, +33 %; the others are
+ * about between. */
 enum { CI_FEW = 18, CI_MORE = 48 };
 
 #define CI_U4_8 ((form){.codes = CODES_U4, .offset = 8, .header = HEADER_UNPACKED})

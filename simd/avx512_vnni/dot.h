@@ -1,12 +1,16 @@
-/* Integer dots with VPDPBUSD: a chunk of 16 rows x 4 bytes is one zmm. */
+/* Integer dots with VPDPBUSD: a chunk of 16 rows x 4 bytes is one zmm, and every form's codes are unsigned bytes. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
+#include <codes.h>
 #include <dot_rows.h>
 #include <vec.h>
 
 /* 6 tokens x 2 panels: 12 sums and 12 f32 accumulators of the 32 registers, and 1.5 products to a load. */
 #define DOT_MR 6
 #define DOT_NP 2
+
+/* Unsigned times signed is exact for every code. */
+#define DOT_SIGNED8 0
 
 typedef __m512i vi16;
 
@@ -22,54 +26,64 @@ DOT_INLINE vi16 vi_mul_pow2(vi16 a, int bits) {
 DOT_INLINE vf16 vi_to_float(vi16 a) {
     return _mm512_cvtepi32_ps(a);
 }
+DOT_INLINE __m512i dot_broadcast(const char *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
+    return _mm512_madd_epi16(_mm512_loadu_si512(pairs), dot_broadcast(sums));
+}
 
-/* dot[t * np + p] += codes[p] * (four bytes of each token). */
-DOT_INLINE void dot_add(int mr, int np, vi16 *dot, const __m512i *codes, dot_rows x) {
+/* dot[t * np + p] (+)= codes[p] * (four bytes of each token). */
+DOT_INLINE void dot_add(int mr, int np, vi16 *dot, int first, const vc16 *codes, dot_rows x) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
-        int32_t four;
-        memcpy(&four, dot_row(x, t), sizeof four);
-#pragma GCC unroll 2
-        for (int p = 0; p < np; p++)
-            dot[t * np + p] = _mm512_dpbusd_epi32(dot[t * np + p], codes[p], _mm512_set1_epi32(four));
-    }
-}
-DOT_INLINE void dot_zero(int n, vi16 *dot) {
-#pragma GCC unroll 12
-    for (int i = 0; i < n; i++)
-        dot[i] = _mm512_setzero_si512();
-}
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    dot_zero(mr * np, dot);
-#pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-        __m512i chunk[DOT_NP];
-#pragma GCC unroll 2
-        for (int p = 0; p < np; p++)
-            chunk[p] = _mm512_loadu_si512(codes[p] + 64 * c);
-        dot_add(mr, np, dot, chunk, dot_rows_next(x, 4 * c));
-    }
-}
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    dot_codes8(mr, np, dot, codes, x);
-}
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    const __m512i mask = _mm512_set1_epi8(15);
-    dot_zero(mr * np, dot);
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        __m512i low[DOT_NP], high[DOT_NP];
+        const __m512i a = dot_broadcast(dot_row(x, t));
 #pragma GCC unroll 2
         for (int p = 0; p < np; p++) {
-            __m512i chunk = _mm512_loadu_si512(codes[p] + 64 * c);
-            low[p] = _mm512_and_si512(chunk, mask);
-            high[p] = _mm512_and_si512(_mm512_srli_epi16(chunk, 4), mask);
+            vi16 *sum = &dot[t * np + p];
+            *sum = _mm512_dpbusd_epi32(first ? _mm512_setzero_si512() : *sum, codes[p], a);
         }
-        dot_add(mr, np, dot, low, dot_rows_next(x, 4 * c));
-        dot_add(mr, np, dot, high, dot_rows_next(x, 16 + 4 * c));
     }
 }
+DOT_INLINE void dot_chunk(int mr, int np, vi16 *dot, int first, const uint8_t *const *blocks, const int form,
+                          const int c, dot_rows x) {
+    vc16 codes[DOT_NP];
+#pragma GCC unroll 2
+    for (int p = 0; p < np; p++)
+        codes[p] = codes_chunk(form, blocks[p], c);
+    dot_add(mr, np, dot, first, codes, dot_rows_next(x, 4 * c));
+}
 
-/* Unsigned times signed is exact for every code. */
-#define DOT_SIGNED8 0
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows x) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) /* both nibbles of a byte in turn */
+        dot_chunk(mr, np, dot, i == 0, blocks, form, form >= CODES_U4 ? i : i / 2 + i % 2 * 4, x);
+}
+
+/* first * sc0 + second * sc1. Sums of 16 products of codes of at most 4 bits fit int16: 16 * 15 * 127 = 30480, so that
+ * VPMADDWD multiplies both halves at once. */
+DOT_INLINE vi16 dot_scaled(const int form, vi16 first, vi16 second, const int16_t *pairs) {
+    const __m512i scales = _mm512_loadu_si512(pairs);
+    if (codes_bits(form) <= 4)
+        return _mm512_madd_epi16(_mm512_mask_blend_epi16(0xaaaaaaaau, first, _mm512_slli_epi32(second, 16)), scales);
+    const __m512i sc0 = _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16), sc1 = _mm512_srai_epi32(scales, 16);
+    return _mm512_add_epi32(_mm512_mullo_epi32(first, sc0), _mm512_mullo_epi32(second, sc1));
+}
+DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,
+                           const int16_t *const *pairs, dot_rows x) {
+    vi16 second[DOT_MR * DOT_NP];
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++)
+        dot_chunk(mr, np, dot, c == 0, blocks, form, c, x);
+#pragma GCC unroll 4
+    for (int c = 4; c < 8; c++)
+        dot_chunk(mr, np, second, c == 4, blocks, form, c, x);
+#pragma GCC unroll 8
+    for (int t = 0; t < mr; t++)
+#pragma GCC unroll 2
+        for (int p = 0; p < np; p++)
+            dot[t * np + p] = dot_scaled(form, dot[t * np + p], second[t * np + p], pairs[p]);
+}
 #endif

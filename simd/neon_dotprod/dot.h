@@ -1,64 +1,79 @@
-/* Integer dots with SDOT: a quarter of a chunk (4 rows x 4 bytes) is one q register. */
+/* Integer dots with SDOT by element: a block of a token is two registers, whose lanes are its chunks. One quarter of
+ * the rows at a time, so that 6 tokens need 12 registers for their activations and 6 for sums. */
 #ifndef CPUINFER_DOT_H
 #define CPUINFER_DOT_H
 #include <vi16.h>
 
-/* 5 tokens x 4 q registers of sums, 4 of codes, 5 broadcasts: 29 of 32. The f32 accumulators stay in L1. */
-#define DOT_MR 5
+#define DOT_MR 6
 #define DOT_NP 1
 
-DOT_INLINE void dot_zero(int mr, vi16 *dot) {
-#pragma GCC unroll 8
-    for (int t = 0; t < mr; t++)
-        dot[t] = vi_set1(0);
-}
-/* dot[t] += 4 quarters of codes * four bytes of each token. */
-DOT_INLINE void dot_add(int mr, vi16 *dot, const int8x16_t *codes, dot_rows x) {
+/* Forms of 8 bits are taken as signed bytes. */
+#define DOT_SIGNED8 1
+
+typedef struct {
+    int8x16_t v[2];
+} dot_x;
+
+DOT_INLINE void dot_load(int mr, dot_x *x, dot_rows rows) {
 #pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
-        int8x16_t a = dot_broadcast(dot_row(x, t));
-#pragma GCC unroll 4
-        VF_QUARTERS dot[t].v[i] = vdotq_s32(dot[t].v[i], codes[i], a);
+        const int8_t *row = (const int8_t *)dot_row(rows, t);
+        x[t] = (dot_x){{vld1q_s8(row), vld1q_s8(row + 16)}};
     }
 }
-DOT_INLINE void dot_chunks(int mr, vi16 *dot, const uint8_t *codes, uint8_t flip, dot_rows x) {
-    dot_zero(mr, dot);
+DOT_INLINE int32x4_t dot_lane(int32x4_t sum, int8x16_t codes, const dot_x *x, const int c) {
+    switch (c % 4) {
+    case 0:
+        return vdotq_laneq_s32(sum, codes, x->v[c / 4], 0);
+    case 1:
+        return vdotq_laneq_s32(sum, codes, x->v[c / 4], 1);
+    case 2:
+        return vdotq_laneq_s32(sum, codes, x->v[c / 4], 2);
+    default:
+        return vdotq_laneq_s32(sum, codes, x->v[c / 4], 3);
+    }
+}
+/* sums[t] (+)= codes * chunk c of each token. */
+DOT_INLINE void dot_add(int mr, int32x4_t *sums, int first, int8x16_t codes, const dot_x *x, const int c) {
 #pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-        int8x16_t chunk[4];
-#pragma GCC unroll 4
-        VF_QUARTERS {
-            uint8x16_t code = vld1q_u8(codes + 64 * c + 16 * i);
-            chunk[i] = vreinterpretq_s8_u8(flip ? veorq_u8(code, vdupq_n_u8(flip)) : code);
-        }
-        dot_add(mr, dot, chunk, dot_rows_next(x, 4 * c));
-    }
+    for (int t = 0; t < mr; t++)
+        sums[t] = dot_lane(first ? vdupq_n_s32(0) : sums[t], codes, &x[t], c);
 }
-DOT_INLINE void dot_codes4(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
+
+DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows rows) {
+    dot_x x[DOT_MR];
+    int32x4_t sums[DOT_MR];
     (void)np;
-    dot_chunks(mr, dot, codes[0], 0, x);
-}
-DOT_INLINE void dot_nibbles(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
-    (void)np;
-    dot_zero(mr, dot);
+    dot_load(mr, x, rows);
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        int8x16_t low[4], high[4];
-#pragma GCC unroll 4
-        VF_QUARTERS {
-            uint8x16_t both = vld1q_u8(codes[0] + 64 * c + 16 * i);
-            low[i] = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
-            high[i] = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+    VF_QUARTERS {
+#pragma GCC unroll 8
+        for (int n = 0; n < 8; n++) {
+            const int c = dot_order(form, n);
+            dot_add(mr, sums, n == 0, dot_codes(form, blocks[0], c, i), x, c);
         }
-        dot_add(mr, dot, low, dot_rows_next(x, 4 * c));
-        dot_add(mr, dot, high, dot_rows_next(x, 16 + 4 * c));
+#pragma GCC unroll 8
+        for (int t = 0; t < mr; t++)
+            dot[t].v[i] = sums[t];
     }
 }
 
-/* code - 128 is a signed byte. */
-#define DOT_SIGNED8 1
-DOT_INLINE void dot_codes8(int mr, int np, vi16 *dot, const uint8_t *const *codes, dot_rows x) {
+DOT_INLINE void dot_halves(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form,
+                           const int16_t *const *pairs, dot_rows rows) {
+    dot_x x[DOT_MR];
+    int32x4_t first[DOT_MR], second[DOT_MR];
     (void)np;
-    dot_chunks(mr, dot, codes[0], 128, x);
+    dot_load(mr, x, rows);
+#pragma GCC unroll 4
+    VF_QUARTERS {
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; c++) {
+            dot_add(mr, first, c == 0, dot_codes(form, blocks[0], c, i), x, c);
+            dot_add(mr, second, c == 0, dot_codes(form, blocks[0], c + 4, i), x, c + 4);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < mr; t++)
+            dot[t].v[i] = dot_scaled(pairs[0], i, first[t], second[t]);
+    }
 }
 #endif

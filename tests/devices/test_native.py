@@ -157,6 +157,20 @@ def test_an_op_without_a_kernel_is_refused_by_name() -> None:
 
 
 @needs_native
+def test_kernels_take_the_weight_types_there_are_and_their_own_input() -> None:
+    library = isa.load()
+    lib, op = library.lib, library.ffi.new("ci_op *")
+    inputs = {"f32": lib.CI_F32, "bf16": lib.CI_BF16, "q8": lib.CI_Q8A}
+    known = {int(t): inputs[t.activation] for t in WeightType}
+    op.kind, op.out_type = lib.CI_OP_MATMUL, lib.CI_F32
+    for number in range(-1, 64):
+        op.w[0].type = number
+        for op.in_type in inputs.values():
+            expected = 0 if known.get(number) == op.in_type else -2
+            assert lib.ci_check(op, 1, lib.CI_F16) == expected, (number, op.in_type)
+
+
+@needs_native
 def test_unknown_ops_and_types_never_run() -> None:
     library = isa.load()
     op = library.ffi.new("ci_op *")
