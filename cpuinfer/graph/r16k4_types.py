@@ -285,12 +285,12 @@ def _iq4xs_terms(fields: Fields) -> Terms:
     return Terms(_IQ4[nibble_codes(fields)], scales[..., None])
 
 
-def _nibbles_of_32(blocks: Record) -> Fields:
+def _split_n(blocks: Record) -> Fields:
     return {"nibbles": _views(blocks, "qs")["qs"]}
 
 
-def _five_of_32(blocks: Record) -> Fields:
-    return {**_nibbles_of_32(blocks), "bits": bit_words(_inner_first(blocks, "qh"))}
+def _split_nb(blocks: Record) -> Fields:
+    return {**_split_n(blocks), "bits": bit_words(_inner_first(blocks, "qh"))}
 
 
 _F16_D, _F16_M = ("d", "<f2"), ("m", "<f2")
@@ -307,32 +307,30 @@ LAYOUTS: Mapping[WeightType, Layout] = {
         lambda blocks: {"bytes": _inner_first(blocks, "qs") ^ np.uint32(0x80808080)},
         _less(byte_codes, 128),
     ),
-    WeightType.Q4_0: _of_32(
-        [_D], [_F16_D, _QS_32], [_NIBBLES], _nibbles_of_32, _less(nibble_codes, 8)
-    ),
+    WeightType.Q4_0: _of_32([_D], [_F16_D, _QS_32], [_NIBBLES], _split_n, _less(nibble_codes, 8)),
     WeightType.Q4_1: _of_32(
-        [_D, _MIN], [_F16_D, _F16_M, _QS_32], [_NIBBLES], _nibbles_of_32, _less(nibble_codes, 0)
+        [_D, _MIN], [_F16_D, _F16_M, _QS_32], [_NIBBLES], _split_n, _less(nibble_codes, 0)
     ),
     WeightType.Q5_0: _of_32(
         [_D],
         [_F16_D, ("qh", "u1", (4,)), _QS_32],
         [_NIBBLES, _BITS],
-        _five_of_32,
+        _split_nb,
         _less(five_bit_codes, 16),
     ),
     WeightType.Q5_1: _of_32(
         [_D, _MIN],
         [_F16_D, _F16_M, ("qh", "u1", (4,)), _QS_32],
         [_NIBBLES, _BITS],
-        _five_of_32,
+        _split_nb,
         _less(five_bit_codes, 0),
     ),
-    WeightType.IQ4_NL: _of_32([_D], [_F16_D, _QS_32], [_NIBBLES], _nibbles_of_32, _from(_IQ4)),
+    WeightType.IQ4_NL: _of_32([_D], [_F16_D, _QS_32], [_NIBBLES], _split_n, _from(_IQ4)),
     WeightType.MXFP4: _of_32(
         [("d", "u1", (ROWS,))],
         [("d", "u1"), _QS_32],
         [_NIBBLES],
-        _nibbles_of_32,
+        _split_n,
         _from(_E2M1),
         _exponent,
     ),
@@ -395,7 +393,7 @@ LAYOUTS: Mapping[WeightType, Layout] = {
         [_NIBBLES],
         lambda blocks: {
             **_views(blocks, "low", "high"),
-            **_nibbles_of_32(blocks),
+            **_split_n(blocks),
         },
         _iq4xs_terms,
     ),
