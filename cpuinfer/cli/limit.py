@@ -21,9 +21,13 @@ def decode_bytes(program: Program, kv_type: KVType, context: float, n_seqs: int 
     """
     from cpuinfer.graph.ops import StepSize
 
-    # A step without rows: the op table then counts only what a step reads whatever its rows.
+    # A step without tokens counts what is read whatever their number; two that differ in context alone, the keys,
+    # of which a layer with a window reads no more than that.
     keys = round(n_seqs * context)
-    return program.bytes(StepSize(0, 0, keys, keys, kv_type)) / n_seqs
+    weights = program.bytes(StepSize(0, 0, 0, 0, kv_type))
+    whole = program.bytes(StepSize(n_seqs, n_seqs, keys, keys, kv_type))
+    fresh = program.bytes(StepSize(n_seqs, n_seqs, 0, 0, kv_type))
+    return (weights + whole - fresh) / n_seqs
 
 
 def decode_roofline(

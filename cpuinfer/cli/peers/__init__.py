@@ -34,6 +34,7 @@ PEERS = {
         "llama-cpp-python",
     ),
     "transformers": Peer("transformers", "pip install torch transformers gguf"),
+    "openvino-genai": Peer("openvino_genai", "pip install openvino-genai"),
 }
 """By the name that --peer takes."""
 
