@@ -38,10 +38,10 @@ class Transformers:
             "attention": model.config._attn_implementation,
         }
 
-    @torch.inference_mode()
     def seconds(self, point: Case) -> dict[str, float]:
         """One run with each type."""
-        return {name: self._time(model, point) for name, model in self._models.items()}
+        with torch.inference_mode():
+            return {name: self._time(model, point) for name, model in self._models.items()}
 
     def _time(self, model: Any, point: Case) -> float:
         cache = transformers.DynamicCache(config=model.config)
