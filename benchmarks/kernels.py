@@ -176,7 +176,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             limits = None
             if options.ceilings:
                 library = load(product.level)
-                limits = ceilings(library, load(best()), product.level, product.threads)
+                limits = ceilings(library, load(best().level.name), product.level, product.threads)
             for engine, samples in found.items():
                 middle = summary(samples).median
                 ours = engine.startswith(OURS)
