@@ -11,15 +11,18 @@ enum {
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
 
-/* One tile: out[t * CI_STRIP + 16 * p + lane] = row 16 * p + lane of the panels times token t, over the whole K. */
+/* One tile: out[t * CI_STRIP + 16 * p + lane] += row 16 * p + lane of the panels times token t, over columns begin ..
+ * end-1. Sums start at 0 where begin is 0. An f32 that is stored and loaded again is the same: where K is divided does
+ * not show in the result. */
 typedef struct ci_tile {
-    const uint8_t *panel; /* panels follow each other */
+    const uint8_t *panel; /* its columns from `begin` on; panels follow each other */
     int64_t panel_bytes;
     const char *x; /* token t's row, of the op's input type, at x + t * x_stride */
     int64_t x_stride;
     const char *prepared; /* token t's row as the format's prepare made it, or x itself */
     int64_t prepared_stride;
-    int32_t k;
+    int32_t k;          /* of the rows */
+    int32_t begin, end; /* begin is a multiple of the columns that a weight type packs together */
     float *out;
 } ci_tile;
 

@@ -11,19 +11,20 @@ DOT_INLINE void compute(const int mr, const int np, const int32_t type, const ci
         return; /* not in the table: keep the compiler from building it */
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        acc[i] = vf_zero();
+        acc[i] = tile->begin ? vf_load(tile->out + i / np * CI_STRIP + i % np * CI_ROWS) : vf_zero();
     const uint8_t *panel = tile->panel;
     const int64_t panel_bytes = tile->panel_bytes;
-    const int32_t n = tile->k;
-    dot_rows x = dot_rows_at(tile->prepared, tile->prepared_stride);
+    const int32_t end = tile->end;
+    const int32_t x_bytes = type == CI_BF16 ? BF16_PAIR_BYTES / 2 : 4; /* of one k */
+    dot_rows x = dot_rows_next(dot_rows_at(tile->prepared, tile->prepared_stride), x_bytes * tile->begin);
     if (type == CI_BF16)
-        for (int32_t k = 0; k < n; k += 2) {
+        for (int32_t k = tile->begin; k < end; k += 2) {
             bf16_step(mr, np, acc, panel, panel_bytes, x);
             panel += CI_ROWS * 4;
             x = dot_rows_next(x, BF16_PAIR_BYTES);
         }
     else
-        for (int32_t k = 0; k < n; k++) {
+        for (int32_t k = tile->begin; k < end; k++) {
             float_step(mr, np, type == CI_F16, acc, panel, panel_bytes, x);
             panel += CI_ROWS * (type == CI_F16 ? 2 : 4);
             x = dot_rows_next(x, 4);
@@ -52,7 +53,8 @@ static const ci_tiles f32_tiles = CI_TILE_TABLE(F32_TILE);
 static const ci_tiles f16_tiles = CI_TILE_TABLE(F16_TILE);
 static const ci_tiles bf16_tiles = CI_TILE_TABLE(BF16_TILE);
 
-#define MOST_TOKENS(sums) ((sums) < (int)CI_MAX_MR ? (sums) : (int)CI_MAX_MR)
+/* Where the widest tile has several tokens, it is the best: its loads are the fewest for a product. */
+#define MOST_TOKENS(sums) ((sums) / CI_MAX_NP > 1 ? (sums) / CI_MAX_NP : (sums))
 
 static int64_t f32_bytes(int32_t k) {
     return (int64_t)k * CI_ROWS * 4;

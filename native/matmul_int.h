@@ -83,16 +83,17 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
     vf16 acc[CI_MAX_MR * CI_MAX_NP];
     if (mr > DOT_MR || np > DOT_NP)
         return; /* not in the table: keep the compiler from building it */
+    const int32_t first = tile->begin / 32, blocks = tile->end / 32 - first;
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        acc[i] = vf_zero();
-    const int32_t blocks = tile->k / 32;
+        acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * CI_ROWS) : vf_zero();
     const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
     const char *sums = (const char *)(f.halves ? (const void *)row.half_sums : row.scaled);
+    const dot_rows starts = dot_rows_at(tile->prepared, tile->prepared_stride);
     place at = {
-        .q = dot_rows_at(tile->x, tile->x_stride),
-        .d = dot_rows_at((const char *)row.scales, tile->x_stride),
-        .s = has_starts(f) ? dot_rows_at(tile->prepared, tile->prepared_stride) : dot_rows_at(sums, tile->x_stride),
+        .q = dot_rows_next(dot_rows_at(tile->x, tile->x_stride), 32 * first),
+        .d = dot_rows_next(dot_rows_at((const char *)row.scales, tile->x_stride), 4 * first),
+        .s = dot_rows_next(has_starts(f) ? starts : dot_rows_at(sums, tile->x_stride), 4 * first),
         .header = tile->panel,
         .codes = tile->panel + header_bytes(f),
     };

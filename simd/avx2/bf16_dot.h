@@ -11,7 +11,7 @@
 /* sum[t] = fma(w, x, sum): one f32 of each token. The empty instruction keeps the compiler from loading the factors of
  * all tokens first, which spills. */
 DOT_INLINE void bf16_half_step(const int mr, const int np, vf16 *sum, vf16 w, dot_rows x) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
         const __m256 factor = _mm256_broadcast_ss((const float *)(const void *)dot_row(x, t));
         sum[t * np].lo = _mm256_fmadd_ps(w.lo, factor, sum[t * np].lo);

@@ -10,7 +10,7 @@
 /* sum = fma(w[p], x, sum): one f32 of each token. The empty instruction keeps the compiler from loading the factors of
  * all tokens first, which spills. */
 DOT_INLINE void float_add(const int mr, const int np, vf16 *sum, const vf16 *w, dot_rows x) {
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
         const __m512 factor = _mm512_set1_ps(*(const float *)(const void *)dot_row(x, t));
 #pragma GCC unroll 4

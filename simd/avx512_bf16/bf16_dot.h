@@ -15,7 +15,7 @@ DOT_INLINE void bf16_step(const int mr, const int np, vf16 *sum, const uint8_t *
 #pragma GCC unroll 4
     for (int p = 0; p < np; p++)
         w[p] = _mm512_loadu_si512(panel + p * panel_bytes);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int t = 0; t < mr; t++) {
         int32_t pair;
         memcpy(&pair, dot_row(x, t), sizeof pair);

@@ -17,7 +17,7 @@ DOT_INLINE void bf16_step(const int mr, const int np, vf16 *sum, const uint8_t *
     for (int p = 0; p < np; p++) {
         vf16 even, odd;
         vf_load_bf16_pairs((const uint16_t *)(const void *)(panel + p * panel_bytes), &even, &odd);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             float pair[2];
             memcpy(pair, dot_row(x, t), sizeof pair);

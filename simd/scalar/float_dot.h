@@ -15,7 +15,7 @@ DOT_INLINE void float_step(const int mr, const int np, const int half, vf16 *sum
     for (int p = 0; p < np; p++) {
         const void *at = panel + p * panel_bytes;
         vf16 w = half ? vf_load_f16(at) : vf_load(at);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             float one;
             memcpy(&one, dot_row(x, t), sizeof one);
