@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cpuinfer.cli.bench_peer import OURS, Plan, Report, measure, parse_peers, table
 from cpuinfer.cli.bench_spec import Case
+from cpuinfer.cli.peers import LIMIT
 from cpuinfer.machine.cpu import default_threads
 
 SUITES = {
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> Report:
             tuple(args.models),
             tuple(args.threads),
             scaled(SUITES[suite], args.scale),
-            {OURS: None, **whole, **peers},
+            {OURS: None, LIMIT: None, **whole, **peers},
             args.rounds,
             args.kv_type,
         )

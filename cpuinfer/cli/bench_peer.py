@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.bench_stats import Ratio, ratio, summary
-from cpuinfer.cli.peers import OURS, PEERS, Start
+from cpuinfer.cli.peers import LIMIT, OURS, PEERS, Start
 
 FORMAT = 1
 """Of the report."""
@@ -32,8 +32,8 @@ def parse_peers(given: Sequence[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for word in ",".join(given).split(","):
         name, _, path = word.strip().partition("=")
-        if name not in PEERS or name == OURS:
-            known = ", ".join(sorted(PEERS.keys() - {OURS}))
+        if name not in PEERS or name in (OURS, LIMIT):
+            known = ", ".join(sorted(PEERS.keys() - {OURS, LIMIT}))
             raise ValueError(f"--peer: unknown engine {name!r}; known are {known}")
         found[name] = path or None
     return found
@@ -175,15 +175,9 @@ class Report:
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     def limit(self, samples: Samples) -> float | None:
-        """The machine's limit at the samples' point, in tokens per second; None where none is known."""
-        for about in self.about:
-            where = about["model_filename"], about["n_threads"], about["engine"]
-            if where == (samples.model, samples.threads, OURS):
-                for row in about["flags"]["limits"]:
-                    same = all(row[key] == value for key, value in asdict(samples.point).items())
-                    if same and "limit_ts" in row:
-                        return float(row["limit_ts"])
-        return None
+        """The machine's limit at the samples' point, in tokens per second; None where none was measured."""
+        found = best(self.samples, samples, LIMIT)
+        return None if found is None else summary(found.tokens_per_s).median
 
     def ratios(self) -> list[dict[str, Any]]:
         """Our engines beside the best setting of each peer, point by point."""
@@ -193,7 +187,7 @@ class Report:
                 continue
             for peer in dict.fromkeys(s.engine for s in self.samples):
                 theirs = best(self.samples, mine, peer)
-                if theirs is None or is_ours(peer):
+                if theirs is None or is_ours(peer) or peer == LIMIT:
                     continue
                 found = ratio(mine.tokens_per_s, theirs.tokens_per_s)
                 rows.append(_ratio_row(mine, theirs, found))
@@ -387,7 +381,7 @@ def beside(
     from cpuinfer.cli.output import note, print_json
 
     with usage("--peer"):
-        engines = {OURS: None, **parse_peers(peers)}
+        engines = {OURS: None, LIMIT: None, **parse_peers(peers)}
     paths = tuple(hub.resolve(name, progress=True) for name in models)
     plan = Plan(paths, tuple(threads), tuple(points), engines, rounds, kv_type, isa, ubatch)
     words = [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -32,7 +32,7 @@ def test_suites_are_one_report(
     points = {(row["n_prompt"], row["n_gen"], row["n_seqs"]) for row in report["results"]}
     assert points == {(8, 0, 1), (0, 2, 1), *((0, 1, n) for n in (1, 2, 4, 8, 16, 32))}
     assert {row["engine"] for row in report["results"] if row["n_seqs"] == 32} == {
-        *("cpuinfer", "cpuinfer-engine")
+        *("cpuinfer", "cpuinfer-engine", "limit")
     }
     assert report["ratios"] == []
     assert report["skipped"] == []

@@ -16,6 +16,7 @@ from cpuinfer.cli.bench_peer import Plan, parse_peers, turns
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.peers import PEERS, Peer, Start, Unsupported
 from cpuinfer.cli.peers.llama_cpp import Tools, batched_seconds, batched_test, find_bench
+from cpuinfer.cli.peers.machine_limit import Limit
 from cpuinfer.cli.peers.serve import serve
 
 FAKE = Path(__file__).parent / "fake_llama_bench.py"
@@ -147,13 +148,17 @@ def test_a_report(run: Run, tiny_model: Path, tools: Path) -> None:
     assert ratio["peer_setting"] == "fa=0"
     assert ratio["ratio"] == pytest.approx(ours["median_ts"] / 8)
     assert ratio["low"] <= ratio["high"]
+    assert "limit" not in {row["peer"] for row in report["ratios"]}
+    for key in ((8, 0, 0, 1), (0, 3, 16, 2)):
+        limit = rows[*key, "limit", "machine"]["median_ts"]
+        assert rows[*key, "llama.cpp", "fa=0"]["limit_ts"] == limit > 0
     skipped = {tuple(row[name] for name in names[:5]) for row in report["skipped"]}
     assert (0, 3, 0, 2, "llama.cpp") in skipped
     assert (8, 0, 16, 1, "cpuinfer-engine") in skipped
     assert not skipped & {key[:5] for key in rows}
     assert report["machine"]["logical_cpus"] >= 1
     assert {about["engine"] for about in report["engines"]} == {
-        *("cpuinfer", "llama.cpp", "cpuinfer-engine")
+        *("cpuinfer", "limit", "llama.cpp", "cpuinfer-engine")
     }
     assert report["fingerprints"] == {
         tiny_model.name: run("verify", tiny_model).stdout.strip(),
@@ -164,7 +169,7 @@ def test_a_table(run: Run, tiny_model: Path, tools: Path) -> None:
     words = ("bench", tiny_model, "-p", 8, "-n", 0, "-t", 1, "-r", 1)
     lines = run(*words, "--peer", f"llama.cpp={tools}").stdout.splitlines()
     assert [line.split(" | ")[3] for line in lines[2:]] == [
-        line for line in (f"cpuinfer {level_of(lines)}", "llama.cpp fa=0", "llama.cpp fa=1")
+        *(f"cpuinfer {level_of(lines)}", "limit machine", "llama.cpp fa=0", "llama.cpp fa=1")
     ]
 
 
@@ -185,3 +190,39 @@ def test_errors_are_one_line(run: Run, tiny_model: Path, tools: Path) -> None:
     failed = run("bench", broken, *words[2:], f"llama.cpp={tools}")
     assert failed.exit_code == 1
     assert "failed to load model" in failed.stderr.splitlines()[-1]
+
+
+def test_the_limit_counts_what_a_point_needs(tiny_model: Path) -> None:
+    points = Case(64, 0, 0, 1), Case(256, 0, 0, 1), Case(0, 4, 0, 1), Case(0, 4, 0, 2)
+    limit = Limit(Start(str(tiny_model), 1, points))
+    one, two = (limit._step_bytes(Case(0, 4, depth, 1)) for depth in (0, 512))
+    layers, heads, head_dim = 2, 2, 16
+    assert two - one == 512 * layers * heads * head_dim * 2 * 2
+    for point in points:
+        assert limit.seconds(point)["machine"] > 0
+    with pytest.raises(Unsupported):
+        limit.seconds(Case(8, 4, 0, 1))
+
+
+@pytest.mark.peer
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("transformers", "transformers"),
+        ("openvino-genai", "openvino_genai"),
+        ("llama.cpp", "llama_cpp"),
+    ],
+)
+def test_other_engines_answer(name: str, module: str, real_model: Path) -> None:
+    pytest.importorskip(module)
+    points = Case(16, 0, 0, 1), Case(0, 3, 8, 1)
+    opening = asdict(Start(str(real_model), 2, points))
+    opened, *timed = answers(name, opening, *({"point": asdict(point)} for point in points))
+    assert "error" not in opened
+    assert len(timed) == len(points)
+    for answer in timed:
+        seconds = answer["seconds"]
+        assert isinstance(seconds, dict)
+        assert set(seconds) == set(opened["settings"])  # type: ignore[call-overload]
+        assert all(0 < value < 600 for value in seconds.values())

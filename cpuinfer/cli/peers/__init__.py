@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from cpuinfer.cli.bench_spec import Case
 
 OURS = "cpuinfer"
+LIMIT = "limit"
+"""What the machine could do at most, measured among the engines."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Peer:
 
 PEERS = {
     OURS: Peer("ours", "pip install cpuinfer"),
+    LIMIT: Peer("machine_limit", "pip install cpuinfer"),
     "cpuinfer-engine": Peer("ours_engine", "pip install cpuinfer"),
     "llama.cpp": Peer(
         "llama_cpp",
@@ -35,6 +38,11 @@ PEERS = {
     ),
     "transformers": Peer("transformers", "pip install torch transformers gguf"),
     "openvino-genai": Peer("openvino_genai", "pip install openvino-genai"),
+    "onnxruntime-genai": Peer(
+        "onnxruntime_genai",
+        "pip install onnxruntime-genai, make a folder with benchmarks/peers/onnxruntime_genai.py and give "
+        "--peer onnxruntime-genai=FOLDER",
+    ),
 }
 """By the name that --peer takes."""
 

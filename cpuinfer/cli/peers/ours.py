@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from cpuinfer.cli.bench_run import Runner
 from cpuinfer.cli.bench_spec import Case
@@ -28,19 +26,8 @@ class Ours:
             start.ubatch,
         )
         self.version = version()
-        about = {**self._runner.describe(), "model_filename": Path(start.model).name}
-        self.flags = {**about, "limits": [self._limit(point) for point in start.points]}
+        self.flags = {**self._runner.describe(), "model_filename": Path(start.model).name}
         self.settings = (str(self.flags["isa"]),)
-
-    def _limit(self, point: Case) -> dict[str, Any]:
-        """The machine's limit for a point that only decodes: limit_ts, tokens per second at which what must be read
-        of the file and of the keys is all that takes time; nothing for other points."""
-        found = self._runner.limit(point, 1.0)
-        if not found:
-            return asdict(point)
-        per_token, bandwidth = found["bytes_per_token"], found["read_bandwidth"]
-        limit = {"bytes_per_token": per_token, "read_bandwidth": bandwidth}
-        return {**asdict(point), **limit, "limit_ts": bandwidth / per_token}
 
     def seconds(self, point: Case) -> dict[str, float]:
         """One run; the depth is computed anew, since other points may have written over it."""
