@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from cpuinfer.cli.bench_peer import OURS, Plan, Report, measure, parse_peers, table
@@ -33,27 +35,33 @@ WHOLE = "cpuinfer-engine"
 
 
 def run(args: argparse.Namespace) -> Report:
-    """All suites, one after the other, in one report."""
+    """All suites of all models, one after the other, in one report, which is written after each."""
     peers = parse_peers(args.peer) if args.peer else {}
-    reports = []
-    for suite in args.suite:
-        whole = {WHOLE: None} if suite == "batch" else {}
-        plan = Plan(
-            tuple(args.models),
-            tuple(args.threads),
-            scaled(SUITES[suite], args.scale),
-            {OURS: None, LIMIT: None, **whole, **peers},
-            args.rounds,
-            args.kv_type,
-        )
-        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        reports.append(measure(plan, command, lambda what: print(what, file=sys.stderr)))
-    first, *others = reports
-    for other in others:
-        first.about += other.about
-        first.samples += other.samples
-        first.skipped += other.skipped
-    return first
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    whole = Report(plan_of(args, tuple(args.models), args.suite, peers), command)
+    for model, suite in product(args.models, args.suite):
+        plan = plan_of(args, (model,), [suite], peers)
+        report = measure(plan, command, lambda what: print(what, file=sys.stderr))
+        whole.about += report.about
+        whole.samples += report.samples
+        whole.skipped += report.skipped
+        whole.fingerprints |= report.fingerprints
+        if args.json:
+            args.json.write_text(json.dumps(whole.as_json(), indent=1) + "\n")
+    return whole
+
+
+def plan_of(
+    args: argparse.Namespace,
+    models: tuple[Path, ...],
+    suites: Sequence[str],
+    peers: Mapping[str, str | None],
+) -> Plan:
+    """What the options ask for, of some models and suites."""
+    points = tuple(point for suite in suites for point in scaled(SUITES[suite], args.scale))
+    whole = {WHOLE: None} if "batch" in suites else {}
+    engines = {OURS: None, LIMIT: None, **whole, **peers}
+    return Plan(models, tuple(args.threads), points, engines, args.rounds, args.kv_type)
 
 
 def scaled(points: tuple[Case, ...], scale: int) -> tuple[Case, ...]:
@@ -84,8 +92,6 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"end_to_end.py: {error}")
     print(table(report))
-    if args.json:
-        args.json.write_text(json.dumps(report.as_json(), indent=1) + "\n")
 
 
 if __name__ == "__main__":
