@@ -33,11 +33,13 @@ MEMORY = "DRAM"
 """The level of memory behind all caches."""
 
 _VERSION = 1
-_STREAMS = (1, 4)
+STREAMS = (1, 4)
+"""Runs that a thread reads side by side; which is faster differs by machine and level of memory."""
 _LEAST_BYTES = 64 << 20
 _MOST_BYTES = 1 << 30
 _SMALLEST = 16 << 10
-_UNIT = 512
+UNIT = 512
+"""Bytes of a thread's share that Library.read takes whole."""
 _QUIET = 0.85
 """A team that had less than this part of its processors was not alone."""
 _BUSY_SECONDS = 600
@@ -188,7 +190,7 @@ def measure(
 
     works: dict[tuple[str, str | int], list[Work]] = {}
     for size in sizes:
-        works["read", size] = [partial(read, size, streams) for streams in _STREAMS]
+        works["read", size] = [partial(read, size, streams) for streams in STREAMS]
     for name, kinds in PEAKS.items():
         works["peak", name] = [partial(compute, k) for k in kinds if kernels.peak(k, 1, 1) > 0]
     rates, processors = best_rates(works, threads, effort)
@@ -252,7 +254,7 @@ def working_sets(threads: int, each: int = 1) -> list[int]:
     """Bytes of the sets to read, `each` for every doubling: from 16 KiB a thread to `largest_set`."""
     smallest, largest = _SMALLEST * threads, largest_set()
     steps = max(1, math.ceil(each * math.log2(max(largest / smallest, 2))))
-    unit = _UNIT * threads
+    unit = UNIT * threads
     sizes = {
         max(unit, round(smallest * (largest / smallest) ** (i / steps) / unit) * unit)
         for i in range(steps + 1)

@@ -11,7 +11,8 @@ import pytest
 from kernel_cases import SHAPES, Product, copies
 from kernels import NATIVE, Step, parse, products
 
-from cpuinfer.graph.dtypes import WeightType
+from cpuinfer.graph.dtypes import Activation, WeightType
+from cpuinfer.machine.ceilings import Ceilings
 
 
 def product(kind: WeightType, kernel: str = "matmul", m: int = 5) -> Product:
@@ -86,3 +87,14 @@ def test_other_libraries_run_beside(
     ours = f"cpuinfer {kernels.LEVELS[-1]}"
     first = sorted([ours, *settings])
     assert sorted(str(row["engine"]) for row in rows) == sorted([*first, *first, ours, ours])
+
+
+def test_shares_of_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"f32": 1e15, "bf16": 1e15, "int4": 1e15, "int8": 1e15}
+    slow = Ceilings("any", kernels.LEVELS[-1], 1, ((1 << 20, 1.0),), peaks, ())
+    monkeypatch.setattr(kernels, "ceilings", lambda *_: slow)
+    monkeypatch.setattr("kernel_cases.LEAST_OPERATIONS", 1e6)
+    words = ["--type", "q4_0", "--shape", "32x64", "--tokens", "1", "--threads", "1"]
+    (row,) = kernels.rows(parse([*words, "--rounds", "2", "--mib", "1"]))
+    moved = 32 * 64 // 32 * 18 + Activation.Q8.row_bytes(64) + 4 * 32
+    assert row["share"] == pytest.approx(moved / row["seconds"]["median"])

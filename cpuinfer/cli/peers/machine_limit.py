@@ -6,7 +6,8 @@ ceilings that are measured once on a shared machine belong to another hour.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -20,14 +21,11 @@ from cpuinfer.devices.meter import products
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.ops import StepSize, spec_of
 from cpuinfer.graph.passes import optimise
-from cpuinfer.machine.ceilings import PEAKS
-from cpuinfer.machine.isa import best, load
+from cpuinfer.machine.ceilings import PEAKS, STREAMS, UNIT, Effort, best_rates
+from cpuinfer.machine.isa import best, choose, load
 
-UNIT = 512
-"""Bytes of a thread's share that `Library.read` takes whole."""
-STREAMS = (1, 4)
-LEAST_SECONDS = 0.02
-"""Of the sequences that a peak is measured with."""
+EFFORT = Effort(seconds=0.02, times=1)
+"""For a peak, in each round: the rounds are the samples."""
 
 
 class Limit:
@@ -41,7 +39,7 @@ class Limit:
         _, program = load_program(Path(start.model), start.context)
         self._program = optimise(program)
         self._reader = load(best().level.name)
-        level = start.isa or os.environ.get("CPUINFER_ISA") or best().level.name
+        level = choose(start.isa).name
         self._kernels = load(level)
         sizes = [self._step_bytes(point) for point in start.points if point.n_gen]
         self._memory = np.empty(max(sizes, default=0) // 4 + 16, np.float32)
@@ -87,22 +85,19 @@ class Limit:
             for name, part in products(op, self._program).items():
                 count = spec_of(op).operations(op, self._program, size)
                 operations[name] += part * count
-        return sum(count / self._peak(name) for name, count in operations.items() if count)
+        needed = {name: count for name, count in operations.items() if count}
+        rates = self._rates(needed)
+        return sum(count / rates[name] for name, count in needed.items())
 
-    def _peak(self, name: str) -> float:
-        """Operations per second of the fastest sequence of a peak."""
-        return max(self._rate(kind) for kind in PEAKS[name])
+    def _rates(self, names: Iterable[str]) -> dict[str, float]:
+        """Operations per second, now, of the fastest sequence of each peak."""
 
-    def _rate(self, kind: str) -> float:
-        repetitions, seconds, done = 1, 0.0, 0
-        while seconds < LEAST_SECONDS:
-            begin = perf_counter()
-            done = self._kernels.peak(kind, self._threads, repetitions)
-            seconds = perf_counter() - begin
-            if not done:  # a sequence that the level has not
-                return 0.0
-            repetitions *= 2
-        return done / seconds
+        def compute(kind: str, repetitions: int, team: int) -> float:
+            return float(self._kernels.peak(kind, team, repetitions))
+
+        there = {n: [k for k in PEAKS[n] if self._kernels.peak(k, 1, 1) > 0] for n in names}
+        works = {n: [partial(compute, kind) for kind in kinds] for n, kinds in there.items()}
+        return best_rates(works, self._threads, EFFORT)[0]
 
 
 def open_adapter(start: Start) -> Limit:
