@@ -1,0 +1,68 @@
+"""How kernels are compiled: by Numba, once, into a folder of this user's cache."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import llvmlite
+import numba
+from llvmlite import binding
+from numba.core import config
+
+from cpuinfer.machine.folders import cache_dir
+
+if TYPE_CHECKING:
+    from _typeshed import Incomplete as _Any
+
+    del _Any
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """A function that other kernels call: part of whatever is compiled with it."""
+    compiled: F = numba.njit(function, error_model="numpy", nogil=True)
+    return compiled
+
+
+def inlined(function: F) -> F:
+    """A kernel that is always inlined: one that takes or gives vectors, which stay in registers then."""
+    compiled: F = numba.njit(function, error_model="numpy", nogil=True, forceinline=True)
+    return compiled
+
+
+def entry(function: F) -> F:
+    """A function that Python calls, without the interpreter's lock. What it is compiled to is kept on disk."""
+    before = config.CACHE_DIR
+    if not before:
+        config.CACHE_DIR = str(cache_folder())
+    try:
+        compiled: F = numba.njit(function, error_model="numpy", nogil=True, cache=True)
+    finally:
+        config.CACHE_DIR = before
+    return compiled
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept unless NUMBA_CACHE_DIR says: of these sources and this compiler alone.
+
+    Numba looks at the file of the function that Python calls and not at those of what it calls.
+    """
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return cache_dir() / "numba" / digest.hexdigest()[:16]
+
+
+@functools.cache
+def has_feature(name: str) -> bool:
+    """Whether Numba compiles for a processor with the feature, as LLVM calls it."""
+    if config.CPU_FEATURES is not None:
+        return f"+{name}" in config.CPU_FEATURES.split(",")
+    if config.CPU_NAME == "generic":
+        return False
+    return bool(binding.get_host_cpu_features().get(name, False))

@@ -1,0 +1,236 @@
+"""The Numba device: a Program as an array of records, run by a team of Python threads in compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpuinfer.devices.arena import Allocator, allocate
+from cpuinfer.devices.barriers import barriers
+from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
+from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.numba import attention, matmul
+from cpuinfer.devices.numba.codes import UNPACKED_BLOCK
+from cpuinfer.devices.numba.program import walk
+from cpuinfer.devices.numba.structs import ACTIVATIONS, KINDS, KV_TYPES, OP, STEP
+from cpuinfer.graph.dtypes import Activation
+from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.program import Op, Program
+from cpuinfer.graph.weights import Weight
+from cpuinfer.machine import cpu
+
+_LINE = 64
+
+
+class NumbaDevice:
+    """Runs Programs on kernels that Numba compiles, once, for this processor.
+
+    threads: how many make a team (default: what machine.cpu finds). passes: what `compile` does to a Program first.
+    Raises ValueError for threads that cannot be.
+    """
+
+    name = "numba"
+
+    def __init__(
+        self,
+        threads: int | None = None,
+        *,
+        passes: Mapping[str, Callable[[Program], Program]] = PASSES,
+        allocator: Allocator = allocate,
+    ) -> None:
+        if threads is None:
+            self.threads = cpu.default_threads().count
+        else:
+            self.threads = cpu.check_threads(threads, "threads")
+        self._passes = passes
+        self._allocator = allocator
+
+    def compile(
+        self, program: Program, weights: Mapping[str, Weight], limits: Limits
+    ) -> NumbaExecutable:
+        """Apply the passes, check every weight, allocate everything. Raises ValueError as Device.compile does."""
+        program = optimise(program, self._passes)
+        check_limits(program, limits)
+        check_weights(program, weights)
+        _check_ops(program)
+        return NumbaExecutable(program, weights, limits, self.threads, self._allocator)
+
+
+class NumbaExecutable:
+    """A Program with its memory. `program` is the one that runs: after the passes."""
+
+    sampler = None
+
+    def __init__(
+        self,
+        program: Program,
+        weights: Mapping[str, Weight],
+        limits: Limits,
+        threads: int,
+        allocator: Allocator,
+    ) -> None:
+        self.program = program
+        self.limits = limits
+        self._memory = memory.plan(program, limits.max_tokens, limits.max_rows)
+        self._arena = allocator(self._memory.nbytes)
+        self._constants = {
+            name: np.ascontiguousarray(table, np.float32)
+            for name, table in program.constants.items()
+        }
+        # The records hold bare addresses: what they point to lives as long as this object.
+        self._weights = {name: weights[name] for name in program.weights}
+        self._ops = self._translate()
+        self._steps = self._assemble(threads, allocator)
+        self._pool = ThreadPoolExecutor(max(threads - 1, 1), "cpuinfer-numba")
+        self._rows = {"T": 0, "R": 0}
+        self._logits = self._view(program.output, limits.max_rows)
+        self._last_write = max(
+            (i for i, op in enumerate(program.ops) if op.kind in ("kv_write", "matmul_qkv_rope")),
+            default=-1,
+        )
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
+        check_batch(batch, self.limits, self.program.vocab_size)
+        n_tokens, n_rows = batch.tokens.size, batch.logit_rows.size
+        sequence = np.repeat(np.arange(batch.q_indptr.size - 1), np.diff(batch.q_indptr))
+        pages = batch.block_tables[sequence, batch.positions // PAGE_TOKENS]
+        self._pages[:n_tokens] = pages
+        steps = self._steps
+        n_ops = len(self.program.ops) if n_rows or self._last_write < 0 else self._last_write + 1
+        steps["n_ops"], steps["n_tokens"], steps["n_rows"] = n_ops, n_tokens, n_rows
+        steps["n_seqs"], steps["block_stride"] = batch.block_tables.shape
+        for name in ("tokens", "positions", "q_indptr", "block_tables", "logit_rows"):
+            steps[name] = getattr(batch, name).ctypes.data
+        self._counters[:] = 0
+        others = [self._pool.submit(walk, self._ops, steps, i) for i in range(1, len(steps))]
+        walk(self._ops, steps, 0)
+        for other in others:
+            other.result()
+        self._rows = {"T": n_tokens, "R": n_rows}
+        return self._logits[:n_rows]
+
+    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """Rows of a buffer after a run, as Executable.read says. Raises ValueError for an unknown buffer."""
+        if buffer not in self.program.buffers:
+            raise ValueError(f"no buffer {buffer!r}; there are {', '.join(self.program.buffers)}")
+        return self._view(buffer, self._rows[self.program.buffers[buffer].rows])
+
+    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
+        """Set the first rows of an input of the Program, as Executable.write says."""
+        if buffer not in self.program.inputs:
+            raise ValueError(f"{buffer!r} is not an input of the program: {self.program.inputs}")
+        spec = self.program.buffers[buffer]
+        most = self.limits.max_tokens if spec.rows == "T" else self.limits.max_rows
+        fits = values.ndim == 2 and values.shape[0] <= most and values.shape[1] == spec.width
+        if values.dtype != np.float32 or not fits:
+            raise ValueError(
+                f"input {buffer}: expected f32 of at most {most} rows of {spec.width}, "
+                f"got {values.dtype} {values.shape}"
+            )
+        self._view(buffer, values.shape[0])[:] = values
+
+    def op_seconds(self) -> NDArray[np.float64]:
+        """Zeros: ops are not timed here."""
+        return np.zeros(len(self.program.ops))
+
+    def _view(self, buffer: str, rows: int) -> NDArray[Any]:
+        spec = self.program.buffers[buffer]
+        row_bytes = spec.dtype.row_bytes(spec.width)
+        begin = self._memory.offsets[buffer]
+        data = self._arena[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
+        return data.view(np.float32) if spec.dtype is Activation.F32 else data
+
+    def _address(self, buffer: str) -> int:
+        return int(self._arena.ctypes.data) + self._memory.offsets[buffer]
+
+    def _translate(self) -> NDArray[Any]:
+        ops = np.zeros(len(self.program.ops), OP)
+        for record, op, meet in zip(
+            ops, self.program.ops, barriers(self.program, self._memory), strict=True
+        ):
+            self._fill(record, op)
+            record["barrier"] = meet
+        return ops
+
+    def _fill(self, record: Any, op: Op) -> None:
+        buffers = self.program.buffers
+        ins = [buffers[name] for name in op.inputs]
+        out = buffers[op.outputs[0]] if op.outputs else ins[0]
+        record["kind"] = KINDS.index(op.kind)
+        record["rows_are_logits"] = out.rows == "R"
+        record["n"], record["out_type"] = out.width, ACTIVATIONS[out.dtype]
+        record["k"], record["in_type"] = (
+            (ins[0].width, ACTIVATIONS[ins[0].dtype]) if ins else (out.width, 0)
+        )
+        for name in ("heads", "kv_heads", "head_dim", "layer", "eps", "scale", "window", "softcap"):
+            if name in op.attrs:
+                record[name] = op.attrs[name]
+        if "rope" in op.attrs:
+            record["rope"] = self._constants[op.attrs["rope"]].ctypes.data
+        for field, name in zip(("in0", "in1"), op.inputs, strict=False):
+            record[field] = self._address(name)
+        if op.outputs:
+            record["out"] = self._address(op.outputs[0])
+        for i, name in enumerate(op.weights):
+            weight = self._weights[name]
+            record["w"][i] = weight.data.ctypes.data
+            record["w_type"][i], record["w_n"][i] = int(weight.type), weight.shape[0]
+
+    def _assemble(self, threads: int, allocator: Allocator) -> NDArray[Any]:
+        limits, kv = self.limits, self.program.kv
+        token_bytes = limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
+        page_bytes = PAGE_TOKENS * token_bytes
+        self._kv = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
+        self._pages = np.zeros(limits.max_tokens, np.int32)
+        self._counters = np.zeros(len(self.program.ops), np.int64)
+        self._barrier = allocator(2 * _LINE)
+        own, shared = self._workspace_bytes()
+        self._workspace = allocator(threads * own + shared)
+        at = int(self._workspace.ctypes.data)
+        steps = np.zeros(threads, STEP)
+        steps["me"], steps["n_threads"] = np.arange(threads), threads
+        steps["barrier"] = self._barrier.ctypes.data
+        steps["counters"], steps["token_pages"] = (
+            self._counters.ctypes.data,
+            self._pages.ctypes.data,
+        )
+        steps["kv"], steps["kv_type"] = self._kv.ctypes.data, KV_TYPES[limits.kv_type]
+        steps["layer_bytes"], steps["page_bytes"] = limits.n_pages * page_bytes, page_bytes
+        steps["k_bytes"] = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
+        steps["own"], steps["shared"] = at + own * np.arange(threads), at + own * threads
+        return steps
+
+    def _workspace_bytes(self) -> tuple[int, int]:
+        """Of a thread, and of the team."""
+        own, shared = UNPACKED_BLOCK + 32 * 64, _LINE
+        for op in self.program.ops:
+            a = op.attrs
+            if op.kind.startswith("matmul"):
+                width = self.program.buffers[op.inputs[0]].width
+                head = a["head_dim"] if op.kind == "matmul_qkv_rope" else 0
+                own = max(own, matmul.workspace_bytes(width, head))
+            elif op.kind == "attention":
+                heads, dim = a["heads"], a["head_dim"]
+                own = max(own, attention.workspace_bytes(heads, a["kv_heads"], dim))
+                shared = max(
+                    shared, attention.shared_bytes(heads, dim, self.limits.max_tokens)
+                )
+        return -(-own // _LINE) * _LINE, shared
+
+
+def _check_ops(program: Program) -> None:
+    """Raise ValueError for a matrix product whose input is not what its weights take."""
+    for op in program.ops:
+        if op.kind.startswith("matmul"):
+            wanted = program.weights[op.weights[0]].type.activation
+            found = program.buffers[op.inputs[0]].dtype
+            if found is not wanted:
+                raise ValueError(
+                    f"op {op.label} ({op.kind}): its weights take {wanted}, its input is {found}; "
+                    "run the passes of cpuinfer.graph.passes first"
+                )

@@ -1,0 +1,57 @@
+"""A step: a thread walks the ops of a program beside the others of its team (native/program.c)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cpuinfer.devices.numba.attention import attention
+from cpuinfer.devices.numba.compiler import entry
+from cpuinfer.devices.numba.elementwise import (
+    add,
+    embed,
+    kv_write,
+    quantize,
+    rmsnorm,
+    rope,
+    swiglu,
+    take_rows,
+)
+from cpuinfer.devices.numba.matmul import matmul, matmul_qkv_rope, matmul_swiglu
+from cpuinfer.devices.numba.memory import fp_enter, fp_leave, meet
+
+
+@entry
+def walk(ops: Any, steps: Any, me: int) -> None:
+    """Run the first n_ops of OP records `ops` as thread `me`, whose STEP is steps[me]."""
+    step = steps[me]
+    mode = fp_enter()
+    for i in range(step.n_ops):
+        op = ops[i]
+        if op.barrier:
+            meet(step.barrier, step.n_threads)
+        kind = op.kind
+        if kind == 0:
+            embed(op, step)
+        elif kind == 1:
+            rmsnorm(op, step)
+        elif kind == 2:
+            quantize(op, step)
+        elif kind == 3:
+            matmul(op, step)
+        elif kind == 4:
+            matmul_swiglu(op, step)
+        elif kind == 5:
+            matmul_qkv_rope(op, step)
+        elif kind == 6:
+            rope(op, step)
+        elif kind == 7:
+            kv_write(op, step)
+        elif kind == 8:
+            attention(op, step, step.counters + 8 * i)
+        elif kind == 9:
+            add(op, step)
+        elif kind == 10:
+            swiglu(op, step)
+        else:
+            take_rows(op, step)
+    fp_leave(mode)
