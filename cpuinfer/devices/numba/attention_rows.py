@@ -33,6 +33,8 @@ from cpuinfer.devices.numba.vmath import vf_exp_nonpositive, vf_tanh
 
 _MINUS_INFINITY, _ONE, _ZERO = np.float32(-np.inf), np.float32(1), np.float32(0)
 _SUM, _LANES, _OUT = 4, 64, 128
+_KEY0, _KEY1, _KEY2, _KEY3 = (np.int64(i) for i in (0, 16, 32, 48))
+"""First keys of a group's vectors. Not literals: a kernel is compiled once for each literal it is called with."""
 
 
 @inlined
@@ -97,18 +99,18 @@ def attend_row(op: Record, has_scales: bool, q: int, low: int, high: int, own: i
     s0, s1 = _capped(op, vf_mul(s0, scale)), _capped(op, vf_mul(s1, scale))
     s2, s3 = _capped(op, vf_mul(s2, scale)), _capped(op, vf_mul(s3, scale))
     old = load_f32(state)
-    most = vf_max(vf_set1(old), _mask(s0, nothing, 0, low, high))
-    most = vf_max(most, _mask(s1, nothing, 16, low, high))
-    most = vf_max(most, _mask(s2, nothing, 32, low, high))
-    most = vf_max(most, _mask(s3, nothing, 48, low, high))
+    most = vf_max(vf_set1(old), _mask(s0, nothing, _KEY0, low, high))
+    most = vf_max(most, _mask(s1, nothing, _KEY1, low, high))
+    most = vf_max(most, _mask(s2, nothing, _KEY2, low, high))
+    most = vf_max(most, _mask(s3, nothing, _KEY3, low, high))
     top = vf_hmax(most)
     if top != old:
         store_f32(state, top)
         if old != _MINUS_INFINITY:
             _rescale(state, old, top, padded)
     most = vf_set1(load_f32(state))
-    p0, p1 = _probability(s0, most, 0, low, high), _probability(s1, most, 16, low, high)
-    p2, p3 = _probability(s2, most, 32, low, high), _probability(s3, most, 48, low, high)
+    p0, p1 = _probability(s0, most, _KEY0, low, high), _probability(s1, most, _KEY1, low, high)
+    p2, p3 = _probability(s2, most, _KEY2, low, high), _probability(s3, most, _KEY3, low, high)
     total = vf_add(vf_add(vf_load(state + _LANES), p0), p1)
     vf_store(state + _LANES, vf_add(vf_add(total, p2), p3))
     if has_scales:

@@ -40,15 +40,15 @@ from cpuinfer.devices.numba.integers import (
 from cpuinfer.devices.numba.memory import load_f32, load_i16, store_f32
 from cpuinfer.devices.numba.structs import (
     BF16,
+    BLOCK,
     F16,
     F32,
+    FORMS,
     IQ4_NL,
     IQ4_XS,
     MXFP4,
     Q2_K,
     Q3_K,
-    Q4_0,
-    Q4_1,
     Q4_K,
     Q5_0,
     Q5_1,
@@ -56,6 +56,7 @@ from cpuinfer.devices.numba.structs import (
     Q6_K,
     Q8_0,
     ROWS,
+    Record,
 )
 from cpuinfer.devices.numba.vectors import (
     vf_load_f16,
@@ -71,84 +72,9 @@ _MINUS_ONE, _THIRTY_TWO = np.float32(-1), np.float32(32)
 
 
 @inlined
-def tile_blocks(type_: int) -> int:
-    """Blocks that share a header."""
-    k_type = Q2_K <= type_ <= Q6_K or type_ == IQ4_XS
-    return 8 if k_type else 2
-
-
-@inlined
-def header_bytes(type_: int) -> int:
-    """Bytes in front of the codes of a tile."""
-    if type_ == Q4_1 or type_ == Q5_1 or type_ == IQ4_XS:
-        return 128
-    if type_ == Q4_K or type_ == Q5_K:
-        return 256
-    if type_ == Q2_K:
-        return 320
-    if type_ == Q3_K:
-        return 224
-    if type_ == Q6_K:
-        return 288
-    return 32 if type_ == MXFP4 else 64
-
-
-@inlined
-def codes_bytes(type_: int) -> int:
-    """Bytes of a block's codes."""
-    if type_ == Q8_0:
-        return 512
-    if type_ == Q6_K:
-        return 384
-    if type_ == Q5_0 or type_ == Q5_1 or type_ == Q5_K:
-        return 320
-    if type_ == Q3_K:
-        return 192
-    return 128 if type_ == Q2_K else 256
-
-
-@inlined
-def offset_of(type_: int) -> int:
-    """What is taken from each code."""
-    if type_ == Q8_0 or type_ == IQ4_NL or type_ == IQ4_XS:
-        return 128
-    if type_ == Q4_0:
-        return 8
-    if type_ == Q5_0:
-        return 16
-    if type_ == Q6_K:
-        return 32
-    if type_ == Q3_K:
-        return 4
-    return 12 if type_ == MXFP4 else 0
-
-
-@inlined
-def mins_of(type_: int) -> int:
-    """0: none; 1: a block has a min; 2: either half has one."""
-    if type_ == Q2_K:
-        return 2
-    return 1 if type_ == Q4_1 or type_ == Q5_1 or type_ == Q4_K or type_ == Q5_K else 0
-
-
-@inlined
-def has_halves(type_: int) -> bool:
-    """Whether either half of a block has a scale of its own."""
-    return type_ == Q2_K or type_ == Q3_K or type_ == Q6_K
-
-
-@inlined
-def panel_bytes(type_: int, k: int) -> int:
+def panel_bytes(form: Record, k: int) -> int:
     """Bytes of a panel of k columns."""
-    if type_ == F32:
-        return 64 * k
-    if type_ == F16:
-        return 32 * k
-    if type_ == BF16:
-        return (k + 1) // 2 * 64
-    per_tile = tile_blocks(type_)
-    tile = header_bytes(type_) + per_tile * codes_bytes(type_)
-    return (k // 32 + per_tile - 1) // per_tile * tile
+    return (k + form.columns - 1) // form.columns * form.bytes  # type: ignore[no-any-return]
 
 
 @inlined
@@ -196,7 +122,7 @@ def _scale(type_: int, header: int, i: int) -> Any:
         high = vi_and(vi_shr(vi_load_u8(header + 96 + i // 4 * 16), i % 4 * 2), 3)
         stored = vi_to_float(vi_or(low, vi_shl(high, 4)))
         return vf_mul(vf_load_f16(header), vf_sub(stored, vf_set1(_THIRTY_TWO)))
-    if has_halves(type_):
+    if Q2_K <= type_ <= Q6_K:
         return vf_load_f16(header)
     return vf_load_f16(header + 32 * i)
 
@@ -232,14 +158,13 @@ def _min_pairs(type_: int, header: int, i: int) -> Any:
     return vi_as_pairs(vi_or(vi_and(vi_shr(both, 4), 15), vi_shl(vi_shr(both, 12), 16)))
 
 
-@inlined
-def unpack_block(type_: int, out: int, panel: int, block: int) -> None:
-    """One block of 16 rows, as said above."""
-    per_tile = tile_blocks(type_)
-    tile = header_bytes(type_) + per_tile * codes_bytes(type_)
-    header, i = panel + block // per_tile * tile, block % per_tile
-    codes = header + header_bytes(type_) + i * codes_bytes(type_)
-    mins, halves, offset = mins_of(type_), has_halves(type_), offset_of(type_)
+@kernel
+def _unpack_block(type_: int, out: int, panel: int, block: int, scaled: bool) -> None:
+    """One block of 16 rows, as said above; not scaled: codes as they are, the halves' scales [2][16][2] behind them."""
+    form = FORMS[type_]
+    per_unit, mins, halves, offset = form.columns // BLOCK, form.mins, form.halves, form.offset
+    header, i = panel + block // per_unit * form.bytes, block % per_unit
+    codes = header + form.header + i * form.codes
     vf_store(out, _scale(type_, header, i))
     if mins:
         vf_store(out + _MIN, _min(type_, header, i))
@@ -250,18 +175,21 @@ def unpack_block(type_: int, out: int, panel: int, block: int) -> None:
         chunk = _chunk(type_, codes, c)
         even = vh_minus(vh_even_bytes(chunk), offset)
         odd = vh_minus(vh_odd_bytes(chunk), offset)
-        if halves:
+        if halves and scaled:
             scale = _half_scale(type_, header, i, c // 4)
             even, odd = vh_mul(even, scale), vh_mul(odd, scale)
         vh_store(out + 128 * c, even)
         vh_store(out + 128 * c + 64, odd)
+    if halves and not scaled:
+        vh_store(out + 1024, _half_scale(type_, header, i, 0))
+        vh_store(out + 1088, _half_scale(type_, header, i, 1))
 
 
 @kernel
 def unpack_codes(type_: int, out: int, panel: int, first: int, n: int) -> None:
     """Blocks first .. first + n - 1 of a panel."""
     for block in range(n):
-        unpack_block(type_, out + UNPACKED_BLOCK * block, panel, first + block)
+        _unpack_block(type_, out + UNPACKED_BLOCK * block, panel, first + block, True)
 
 
 @kernel
@@ -289,7 +217,8 @@ def _code_at(block: int, row: int, k: int) -> int:
 def decode_row(type_: int, out: int, table: int, k: int, row: int, first: int, n: int, own: int) -> None:
     """Columns first .. first + n - 1 (at most 32, of quantised types a block) of a row of a matrix of k columns as f32:
     what GGUF defines. own: room for an unpacked block."""
-    panel, row = table + row // ROWS * panel_bytes(type_, k), row % ROWS
+    form = FORMS[type_]
+    panel, row = table + row // ROWS * panel_bytes(form, k), row % ROWS
     if type_ == F32:
         for i in range(n):
             store_f32(out + 4 * i, load_f32(panel + 64 * (first + i) + 4 * row))
@@ -300,11 +229,14 @@ def decode_row(type_: int, out: int, table: int, k: int, row: int, first: int, n
             at = i ^ 1 if type_ == BF16 else i
             store_f32(out + 4 * i, load_f32(own + 64 * at + 4 * row))
         return
-    unpack_block(type_, own, panel, first // 32)
+    _unpack_block(type_, own, panel, first // 32, False)
     scale, least = load_f32(own + 4 * row), load_f32(own + _MIN + 4 * row)
-    mins = mins_of(type_)
+    mins, halves = form.mins, form.halves
     for i in range(n):
-        value = scale * np.float32(_code_at(own, row, i))
+        of_half = scale
+        if halves:
+            of_half *= np.float32(load_i16(own + UNPACKED_BLOCK + i // 16 * 64 + 4 * row))
+        value = of_half * np.float32(_code_at(own, row, i))
         if mins == 1:
             value += least
         elif mins == 2:

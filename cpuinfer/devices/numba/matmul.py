@@ -11,7 +11,6 @@ from typing import Any
 
 from cpuinfer.devices.numba.codes import (
     UNPACKED_BLOCK,
-    mins_of,
     panel_bytes,
     unpack_codes,
     unpack_floats,
@@ -19,9 +18,9 @@ from cpuinfer.devices.numba.codes import (
 from cpuinfer.devices.numba.compiler import inlined, kernel
 from cpuinfer.devices.numba.elementwise import rope_rotate, share
 from cpuinfer.devices.numba.kv import kv_store
-from cpuinfer.devices.numba.memory import copy_bytes, load_f32, load_i32, load_u16, store_f32
+from cpuinfer.devices.numba.memory import copy_bytes, load_i32
 from cpuinfer.devices.numba.rows import in_row, load_part, out_row, row_bytes, rows_of, store16, store32
-from cpuinfer.devices.numba.structs import BF16, BLOCK, F16, F32, I8, ROWS, Record
+from cpuinfer.devices.numba.structs import BF16, BLOCK, F32, FORMS, Q8, ROWS, Record
 from cpuinfer.devices.numba.tiles import (
     PREPARED_BLOCK,
     float_tile_1,
@@ -45,16 +44,11 @@ _STRETCH_BYTES = STRETCH_BLOCKS * UNPACKED_BLOCK
 
 
 @inlined
-def _is_float(type_: int) -> bool:
-    return type_ == F32 or type_ == F16 or type_ == BF16
-
-
-@inlined
-def prepared_bytes(type_: int, k: int) -> int:
-    """Bytes of an input row as tiles read it."""
-    if type_ == BF16:
+def prepared_bytes(activation: int, k: int) -> int:
+    """Bytes of an input row as tiles read it; 0: as it is."""
+    if activation == BF16:
         return (k + 1) // 2 * 8
-    return 0 if _is_float(type_) else k // BLOCK * PREPARED_BLOCK
+    return k // BLOCK * PREPARED_BLOCK if activation == Q8 else 0
 
 
 def workspace_bytes(k: int, head_dim: int) -> int:
@@ -64,19 +58,20 @@ def workspace_bytes(k: int, head_dim: int) -> int:
 
 
 @kernel
-def _prepare(type_: int, op: Record, first: int, n: int, out: int) -> None:
+def _prepare(op: Record, first: int, n: int, own: int) -> None:
+    """Input rows first .. first + n - 1, as tiles read them."""
     for t in range(n):
-        row, to = in_row(op, first + t), out + t * prepared_bytes(type_, op.k)
-        if type_ == BF16:
+        row, to = in_row(op, first + t), own + CHUNK * STRIP + t * prepared_bytes(op.in_type, op.k)
+        if op.in_type == BF16:
             prepare_bf16(to, row, op.k)
-        else:
+        elif op.in_type == Q8:
             prepare_q8(to, row, op.k)
 
 
 @kernel
 def _int_panel(type_: int, panel: int, k: int, x: int, n: int, unpacked: int, out: int) -> None:
     """out[t] (STRIP bytes apart) = panel times prepared row t, for n tokens."""
-    blocks, mins = k // BLOCK, mins_of(type_)
+    blocks, mins = k // BLOCK, FORMS[type_].mins
     stride = blocks * PREPARED_BLOCK
     for first in range(0, blocks, STRETCH_BLOCKS):
         count = min(STRETCH_BLOCKS, blocks - first)
@@ -116,14 +111,14 @@ def _multiply(op: Record, which: int, first: int, panels: int, token: int, n: in
     """strip[t][column + 16 p + lane] = panels first .. of weight `which` times n tokens, prepared where need be."""
     type_ = op.w_type[which]
     prepared = own + CHUNK * STRIP
-    size = panel_bytes(type_, op.k)
+    size = panel_bytes(FORMS[type_], op.k)
     x, stride = in_row(op, token), row_bytes(op.in_type, op.k)
-    if prepared_bytes(type_, op.k):
-        x, stride = prepared, prepared_bytes(type_, op.k)
-    unpacked = prepared + CHUNK * prepared_bytes(type_, op.k)
+    if op.in_type != F32:
+        x, stride = prepared, prepared_bytes(op.in_type, op.k)
+    unpacked = prepared + CHUNK * prepared_bytes(op.in_type, op.k)
     for p in range(panels):
         panel, out = op.w[which] + (first + p) * size, own + 4 * (column + ROWS * p)
-        if _is_float(type_):
+        if op.in_type != Q8:
             _float_panel(type_, panel, op.k, x, stride, n, unpacked, out)
         else:
             _int_panel(type_, panel, op.k, x, n, unpacked, out)
@@ -141,8 +136,7 @@ def matmul(op: Record, step: Record) -> None:
     own, n = step.own, op.n
     for token in range(0, rows_of(op, step), CHUNK):
         count = min(CHUNK, rows_of(op, step) - token)
-        if prepared_bytes(op.w_type[0], op.k):
-            _prepare(op.w_type[0], op, token, count, own + CHUNK * STRIP)
+        _prepare(op, token, count, own)
         for first in range(begin, end, 4):
             panels = min(4, end - first)
             _multiply(op, 0, first, panels, token, count, own, 0)
@@ -163,8 +157,7 @@ def matmul_swiglu(op: Record, step: Record) -> None:
     own = step.own
     for token in range(0, rows_of(op, step), CHUNK):
         count = min(CHUNK, rows_of(op, step) - token)
-        if prepared_bytes(op.w_type[0], op.k):
-            _prepare(op.w_type[0], op, token, count, own + CHUNK * STRIP)
+        _prepare(op, token, count, own)
         for pair in range(begin, end):
             panels = min(2, _panels(op.n) - 2 * pair)
             _multiply(op, 0, 2 * pair, panels, token, count, own, 0)
@@ -209,8 +202,7 @@ def matmul_qkv_rope(op: Record, step: Record) -> None:
     heads = own + workspace_heads(op.k)
     for token in range(0, rows_of(op, step), CHUNK):
         count = min(CHUNK, rows_of(op, step) - token)
-        if prepared_bytes(op.w_type[0], op.k):
-            _prepare(op.w_type[0], op, token, count, own + CHUNK * STRIP)
+        _prepare(op, token, count, own)
         for i in range(begin, end):
             which = (i >= op.heads) + (i >= op.heads + op.kv_heads)
             head = i - (op.heads if which else 0) - (op.kv_heads if which == 2 else 0)

@@ -92,5 +92,51 @@ KV_TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "int8": I8}
 ROWS, BLOCK, PAGE = 16, 32, 16
 """Rows of a panel, values that share a scale, tokens of a KV page."""
 
+FORM = np.dtype(
+    [
+        ("columns", _I),  # of a unit: what a panel is a row of
+        ("bytes", _I),  # of a unit, for 16 rows
+        ("header", _I),  # of these in front of the codes
+        ("codes", _I),  # bytes of the codes of a block of 32
+        ("offset", _I),  # taken from each code
+        ("mins", _I),  # 0: none; 1: a block has a min; 2: either half has one
+        ("halves", _I),  # 1: either half of a block has an integer scale
+        ("activation", _I),  # F32, BF16 or Q8
+    ],
+    align=True,
+)
+"""A weight type as docs/design.md has it in sections 2 and 3."""
+
+
+def _forms() -> np.ndarray[Any, Any]:
+    forms = np.zeros(MXFP4 + 1, FORM)
+    floats = {F32: (1, 64, F32), F16: (1, 32, F32), BF16: (2, 64, BF16)}
+    for type_, (columns, size, activation) in floats.items():
+        forms[type_] = (columns, size, 0, 0, 0, 0, 0, activation)
+    # columns of a unit, bytes of its header, of a block's codes; offset, mins, halves
+    quantised = {
+        Q4_0: (64, 64, 256, 8, 0, 0),
+        Q4_1: (64, 128, 256, 0, 1, 0),
+        Q5_0: (64, 64, 320, 16, 0, 0),
+        Q5_1: (64, 128, 320, 0, 1, 0),
+        Q8_0: (64, 64, 512, 128, 0, 0),
+        IQ4_NL: (64, 64, 256, 128, 0, 0),
+        MXFP4: (64, 32, 256, 12, 0, 0),
+        Q2_K: (256, 320, 128, 0, 2, 1),
+        Q3_K: (256, 224, 192, 4, 0, 1),
+        Q4_K: (256, 256, 256, 0, 1, 0),
+        Q5_K: (256, 256, 320, 0, 1, 0),
+        Q6_K: (256, 288, 384, 32, 0, 1),
+        IQ4_XS: (256, 128, 256, 128, 0, 0),
+    }
+    for type_, (columns, header, codes, offset, mins, halves) in quantised.items():
+        size = header + columns // BLOCK * codes
+        forms[type_] = (columns, size, header, codes, offset, mins, halves, Q8)
+    return forms
+
+
+FORMS = _forms()
+"""By number of the type; no columns: no such type."""
+
 Record = Any
-"""One OP or STEP."""
+"""One OP, STEP or FORM."""
