@@ -117,7 +117,7 @@ class EngineConfig:
     """What an engine may use.
 
     threads: None takes what the machine gives this process.
-    device: "native" or "reference".
+    device: "native", "numba" or "reference"; "auto": native, or numba where no native library loads.
     isa: level of the native kernels; None takes the best.
     kv_type: "f16", "bf16", "int8" (half the bytes of f16, a scale per token and head) or "f32".
     kv_memory_bytes: KV pages of all sequences together, touched only when used; None takes
@@ -131,7 +131,7 @@ class EngineConfig:
     """
 
     threads: int | None = None
-    device: str = "native"
+    device: str = "auto"
     isa: str | None = None
     kv_type: KVType | str = KVType.F16
     kv_memory_bytes: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
-from cpuinfer.devices import create_device
+from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.outputs import (
@@ -59,7 +60,10 @@ class LLM:
 
         begin = perf_counter()
         self.config = config = EngineConfig(**options)
-        self.device = create_device(config.device, config.threads, config.isa)
+        chosen = choose_device(config.device, config.isa)
+        if config.device == AUTO and chosen.note:
+            warnings.warn(chosen.note, stacklevel=2)
+        self.device = create_device(chosen.name, config.threads, config.isa)
         self.packed = packed = load_model(resolve(str(model)))
         self.tokenizer = Tokenizer.from_gguf(packed.metadata)
         factors = packed.weights.get("rope_freqs.weight")

@@ -75,7 +75,7 @@ def bench(
     r: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
     o: Annotated[Output, typer.Option("-o", "--output", help="Format of the report.")] = Output.md,
     isa: Isa = None,
-    device: Device = DeviceName.native,
+    device: Device = DeviceName.auto,
     kv_type: KV = KVName.f16,
     peer: Peers = None,
     stats: Annotated[
@@ -125,7 +125,12 @@ def bench(
     if peer:
         from cpuinfer.cli.bench_peer import beside
 
-        if stats or plot or device is not DeviceName.native or o in (Output.jsonl, Output.csv):
+        if (
+            stats
+            or plot
+            or device not in (DeviceName.auto, DeviceName.native)
+            or o in (Output.jsonl, Output.csv)
+        ):
             raise typer.BadParameter(
                 "with other engines there is -o md or json, the native device, and no --stats or --plot",
                 param_hint="--peer",
@@ -195,12 +200,13 @@ def _runner(
 ) -> Runner:
     from cpuinfer import hub
     from cpuinfer.cli.bench_run import Runner
-    from cpuinfer.cli.output import working
+    from cpuinfer.cli.output import chosen_device, working
     from cpuinfer.graph.dtypes import KVType
 
     path = hub.resolve(name, progress=True)
+    chosen = chosen_device(device.value, isa)
     with working(f"loading {path.name}"):
-        return Runner(path, every, threads, isa, device.value, KVType(kv_type.value), ubatch)
+        return Runner(path, every, threads, isa, chosen, KVType(kv_type.value), ubatch)
 
 
 def measure(runner: Runner, case: Case, repetitions: int) -> Result:

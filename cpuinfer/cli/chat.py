@@ -41,7 +41,7 @@ def chat(
     seed: sampling.Seed = None,
     threads: Threads = None,
     isa: Isa = None,
-    device: Device = DeviceName.native,
+    device: Device = DeviceName.auto,
     kv_type: KV = KVName.f16,
     max_context: MaxContext = None,
     json: Json = False,

@@ -57,7 +57,7 @@ def generate(
     ] = None,
     threads: Threads = None,
     isa: Isa = None,
-    device: Device = DeviceName.native,
+    device: Device = DeviceName.auto,
     kv_type: KV = KVName.f16,
     max_context: MaxContext = None,
     stats: Annotated[
@@ -111,16 +111,17 @@ def open_llm(
 ) -> LLM:
     """The model, fetched and packed where that was not done yet, with a sign of life on a terminal."""
     from cpuinfer import hub
-    from cpuinfer.cli.output import expansion, note, working
+    from cpuinfer.cli.output import chosen_device, expansion, note, working
 
     path = hub.resolve(model, progress=True)
+    chosen = chosen_device(device.value, isa)
     with working(f"loading {path.name}"):
         from cpuinfer.llm import LLM
 
         llm = LLM(
             path,
             threads=threads,
-            device=device.value,
+            device=chosen,
             isa=isa,
             kv_type=kv_type.value,
             max_context=max_context,

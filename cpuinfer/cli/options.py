@@ -11,7 +11,9 @@ import typer
 class DeviceName(StrEnum):
     """Devices that run a Program."""
 
+    auto = "auto"
     native = "native"
+    numba = "numba"
     reference = "reference"
 
 
@@ -43,7 +45,13 @@ Isa = Annotated[
         "--isa", help="ISA level, as `doctor` lists them. [default: CPUINFER_ISA, or the best]"
     ),
 ]
-Device = Annotated[DeviceName, typer.Option("--device", help="What runs the Program.")]
+Device = Annotated[
+    DeviceName,
+    typer.Option(
+        "--device",
+        help="What runs the Program; auto: native, or numba where no native library loads.",
+    ),
+]
 KV = Annotated[KVName, typer.Option("--kv-type", help="Element type of KV pages.")]
 MaxContext = Annotated[
     int | None,

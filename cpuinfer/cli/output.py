@@ -31,6 +31,16 @@ def note(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def chosen_device(device: str, isa: str | None) -> str:
+    """The device that runs what asks for `device`. What there is to say of it goes to stderr."""
+    from cpuinfer.devices import choose_device
+
+    chosen = choose_device(device, isa)
+    if chosen.note:
+        note(f"cpuinfer: {chosen.note}")
+    return chosen.name
+
+
 @contextlib.contextmanager
 def working(what: str, json_only: bool = False) -> Iterator[None]:
     """Show that `what` is being done, with a spinner and the time, while stderr is a terminal."""

@@ -21,7 +21,7 @@ def verify(
     model: Model,
     threads: Threads = None,
     isa: Isa = None,
-    device: Device = DeviceName.native,
+    device: Device = DeviceName.auto,
     kv_type: KV = KVName.f16,
     json: Json = False,
 ) -> None:

@@ -104,8 +104,8 @@ def native_folder() -> Path:
         if (folder / "isa.toml").is_file():
             return folder
     raise ValueError(
-        "no native library is installed beside the package; install cpuinfer with pip where there is a C compiler, "
-        "or choose the device 'reference'"
+        "no native library is installed beside the package; for the fastest kernels install a wheel of this platform, "
+        "or with pip where there is a C compiler"
     )
 
 

@@ -81,7 +81,9 @@ def _rescale(state: int, old: Any, top: Any, padded: int) -> None:
 
 
 @kernel
-def attend_row(op: Record, has_scales: bool, q: int, low: int, high: int, own: int, state: int) -> None:
+def attend_row(
+    op: Record, has_scales: bool, q: int, low: int, high: int, own: int, state: int
+) -> None:
     """One online-softmax update of a row by keys low .. high - 1 of the group that lies in `own`, f32: K
     [4][head_dim][16], V [64][padded], with has_scales then those of K [64] and V [64], and room for [64]."""
     depth, page = op.head_dim, 64 * op.head_dim

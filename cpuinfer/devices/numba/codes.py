@@ -68,6 +68,7 @@ from cpuinfer.devices.numba.vectors import (
 
 UNPACKED_BLOCK = 192 + 1024
 _MIN, _MIN_PAIRS, _CODES = 64, 128, 192
+_RAW, _SCALED = np.int64(0), np.int64(1)
 _MINUS_ONE, _THIRTY_TWO = np.float32(-1), np.float32(32)
 
 
@@ -93,11 +94,11 @@ def _chunk(type_: int, codes: int, c: int) -> Any:
     if type_ == Q3_K:
         return vh_or(_two_bits(codes, c, 0), vh_bits(vh_load(codes + 128), c - 2, 4))
     nibbles = vh_bits(vh_load(codes + c % 4 * 64), c // 4 * 4, 15)
-    if type_ == Q5_0 or type_ == Q5_1 or type_ == Q5_K:
+    if type_ in (Q5_0, Q5_1, Q5_K):
         return vh_or(nibbles, vh_bits(vh_load(codes + 256), c - 4, 16))
     if type_ == Q6_K:
         return vh_or(nibbles, _two_bits(codes + 256, c, 4))
-    if type_ == IQ4_NL or type_ == IQ4_XS:
+    if type_ in (IQ4_NL, IQ4_XS):
         return vh_iq4(nibbles)
     return vh_fp4(nibbles) if type_ == MXFP4 else nibbles
 
@@ -115,7 +116,7 @@ def _scale(type_: int, header: int, i: int) -> Any:
     """The f32 scales of block i of a tile; with halves, what multiplies their integer scales."""
     if type_ == MXFP4:  # 2^(e - 128), and 0 for e < 2
         return vf_power(vi_load_u8(header + 16 * i))
-    if type_ == Q4_K or type_ == Q5_K:
+    if type_ in (Q4_K, Q5_K):
         return vf_mul(vf_load_f16(header), vi_to_float(_six_bits(header + 64, i, 0)))
     if type_ == IQ4_XS:
         low = vi_and(vi_shr(vi_load_u8(header + 32 + i // 2 * 16), i % 2 * 4), 15)
@@ -131,7 +132,7 @@ def _scale(type_: int, header: int, i: int) -> Any:
 def _min(type_: int, header: int, i: int) -> Any:
     """The f32 mins of block i of a tile, for types that have any; with halves, what multiplies their integer mins."""
     minus = vf_set1(_MINUS_ONE)
-    if type_ == Q4_K or type_ == Q5_K:
+    if type_ in (Q4_K, Q5_K):
         least = vi_to_float(_six_bits(header + 64, i, 1))
         return vf_mul(vf_mul(minus, vf_load_f16(header + 32)), least)
     if type_ == Q2_K:
@@ -159,7 +160,7 @@ def _min_pairs(type_: int, header: int, i: int) -> Any:
 
 
 @kernel
-def _unpack_block(type_: int, out: int, panel: int, block: int, scaled: bool) -> None:
+def _unpack_block(type_: int, out: int, panel: int, block: int, scaled: int) -> None:
     """One block of 16 rows, as said above; not scaled: codes as they are, the halves' scales [2][16][2] behind them."""
     form = FORMS[type_]
     per_unit, mins, halves, offset = form.columns // BLOCK, form.mins, form.halves, form.offset
@@ -189,7 +190,7 @@ def _unpack_block(type_: int, out: int, panel: int, block: int, scaled: bool) ->
 def unpack_codes(type_: int, out: int, panel: int, first: int, n: int) -> None:
     """Blocks first .. first + n - 1 of a panel."""
     for block in range(n):
-        _unpack_block(type_, out + UNPACKED_BLOCK * block, panel, first + block, True)
+        _unpack_block(type_, out + UNPACKED_BLOCK * block, panel, first + block, _SCALED)
 
 
 @kernel
@@ -214,7 +215,9 @@ def _code_at(block: int, row: int, k: int) -> int:
 
 
 @kernel
-def decode_row(type_: int, out: int, table: int, k: int, row: int, first: int, n: int, own: int) -> None:
+def decode_row(
+    type_: int, out: int, table: int, k: int, row: int, first: int, n: int, own: int
+) -> None:
     """Columns first .. first + n - 1 (at most 32, of quantised types a block) of a row of a matrix of k columns as f32:
     what GGUF defines. own: room for an unpacked block."""
     form = FORMS[type_]
@@ -223,13 +226,13 @@ def decode_row(type_: int, out: int, table: int, k: int, row: int, first: int, n
         for i in range(n):
             store_f32(out + 4 * i, load_f32(panel + 64 * (first + i) + 4 * row))
         return
-    if type_ == F16 or type_ == BF16:
+    if type_ in (F16, BF16):
         unpack_floats(type_, own, panel, first, n)
         for i in range(n):
             at = i ^ 1 if type_ == BF16 else i
             store_f32(out + 4 * i, load_f32(own + 64 * at + 4 * row))
         return
-    _unpack_block(type_, own, panel, first // 32, False)
+    _unpack_block(type_, own, panel, first // 32, _RAW)
     scale, least = load_f32(own + 4 * row), load_f32(own + _MIN + 4 * row)
     mins, halves = form.mins, form.halves
     for i in range(n):

@@ -36,25 +36,32 @@ def inlined(function: F) -> F:
 
 def entry(function: F) -> F:
     """A function that Python calls, without the interpreter's lock. What it is compiled to is kept on disk."""
-    before = config.CACHE_DIR
-    if not before:
-        config.CACHE_DIR = str(cache_folder())
+    before, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
+    compiled: F
     try:
-        compiled: F = numba.njit(function, **_OPTIONS, cache=True)
+        compiled = numba.njit(function, **_OPTIONS, cache=True)
+    except RuntimeError:  # no folder can be written: compiled anew by each process
+        compiled = numba.njit(function, **_OPTIONS)
     finally:
         config.CACHE_DIR = before
     return compiled
 
 
+def is_compiled() -> bool:
+    """Whether there is machine code of these sources in the cache."""
+    return any(cache_folder().rglob("*.nbc"))
+
+
 def cache_folder() -> Path:
-    """Where machine code is kept unless NUMBA_CACHE_DIR says: of these sources and this compiler alone.
+    """Where machine code is kept: of these sources and this compiler alone; inside NUMBA_CACHE_DIR where that is set.
 
     Numba looks at the file of the function that Python calls and not at those of what it calls.
     """
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    return cache_dir() / "numba" / digest.hexdigest()[:16]
+    root = Path(config.CACHE_DIR) if config.CACHE_DIR else cache_dir() / "numba"
+    return root / digest.hexdigest()[:16]
 
 
 @functools.cache

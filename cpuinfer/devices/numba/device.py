@@ -15,7 +15,8 @@ from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, chec
 from cpuinfer.devices.batch_check import check_batch
 from cpuinfer.devices.numba import attention, matmul
 from cpuinfer.devices.numba.codes import UNPACKED_BLOCK
-from cpuinfer.devices.numba.program import walk
+from cpuinfer.devices.numba.memory import LEAVE, WAIT
+from cpuinfer.devices.numba.program import load_kernels, walk
 from cpuinfer.devices.numba.structs import ACTIVATIONS, KINDS, KV_TYPES, OP, STEP
 from cpuinfer.graph.dtypes import Activation
 from cpuinfer.graph.passes import PASSES, memory, optimise
@@ -48,6 +49,7 @@ class NumbaDevice:
             self.threads = cpu.check_threads(threads, "threads")
         self._passes = passes
         self._allocator = allocator
+        load_kernels()
 
     def compile(
         self, program: Program, weights: Mapping[str, Weight], limits: Limits
@@ -107,12 +109,23 @@ class NumbaExecutable:
         for name in ("tokens", "positions", "q_indptr", "block_tables", "logit_rows"):
             steps[name] = getattr(batch, name).ctypes.data
         self._counters[:] = 0
-        others = [self._pool.submit(walk, self._ops, steps, i) for i in range(1, len(steps))]
-        walk(self._ops, steps, 0)
-        for other in others:
-            other.result()
+        self._run_team()
         self._rows = {"T": n_tokens, "R": n_rows}
         return self._logits[:n_rows]
+
+    def _run_team(self) -> None:
+        """Run `walk` on all threads. The others wait for this one, which an interrupt may keep from coming."""
+        go, others = self._barrier[2 * _LINE :].view(np.int64), []
+        go[0] = WAIT
+        try:
+            for i in range(1, len(self._steps)):
+                others.append(self._pool.submit(walk, self._ops, self._steps, i))
+            walk(self._ops, self._steps, 0)
+        finally:
+            if go[0] == WAIT:
+                go[0] = LEAVE
+            for other in others:
+                other.result()
 
     def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
         """Rows of a buffer after a run, as Executable.read says. Raises ValueError for an unknown buffer."""
@@ -188,7 +201,7 @@ class NumbaExecutable:
         self._kv = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
         self._pages = np.zeros(limits.max_tokens, np.int32)
         self._counters = np.zeros(len(self.program.ops), np.int64)
-        self._barrier = allocator(2 * _LINE)
+        self._barrier = allocator(2 * _LINE + 8)
         own, shared = self._workspace_bytes()
         self._workspace = allocator(threads * own + shared)
         at = int(self._workspace.ctypes.data)
@@ -217,9 +230,7 @@ class NumbaExecutable:
             elif op.kind == "attention":
                 heads, dim = a["heads"], a["head_dim"]
                 own = max(own, attention.workspace_bytes(heads, a["kv_heads"], dim))
-                shared = max(
-                    shared, attention.shared_bytes(heads, dim, self.limits.max_tokens)
-                )
+                shared = max(shared, attention.shared_bytes(heads, dim, self.limits.max_tokens))
         return -(-own // _LINE) * _LINE, shared
 
 

@@ -168,5 +168,5 @@ def kv_write(op: Record, step: Record) -> None:
     for i in range(begin, end):
         row, head = i // op.kv_heads, i % op.kv_heads
         at = 4 * (width * row + d * head)
-        kv_store(step, op.layer, row, head, d, 0, op.in0 + at)
-        kv_store(step, op.layer, row, head, d, 1, op.in1 + at)
+        for value in range(2):
+            kv_store(step, op.layer, row, head, d, value, (op.in1 if value else op.in0) + at)

@@ -68,7 +68,9 @@ vi_shr = operation(VI16, (VI16, INT), lambda b, x, n: b.lshr(x, _splat(b, n, _VI
 vi_sar = operation(VI16, (VI16, INT), lambda b, x, n: b.ashr(x, _splat(b, n, _VI)))
 vi_to_float = operation(VF16, (VI16,), lambda b, x: b.sitofp(x, _V))
 vf_power = operation(VF16, (VI16,), _power)  # 2^(x - 128) for x in 2..255, 0 below
-vf_bf16_of_pairs = operation(VF16, (ADDRESS, INT), _of_pairs)  # [16][2] bf16: the odd or the even ones
+vf_bf16_of_pairs = operation(
+    VF16, (ADDRESS, INT), _of_pairs
+)  # [16][2] bf16: the odd or the even ones
 vi_as_pairs = operation(VH32, (VI16,), lambda b, x: b.bitcast(x, _VH))
 
 # vh32: 32 int16, of each of 16 rows two; or the 64 bytes of a chunk, of each row four.

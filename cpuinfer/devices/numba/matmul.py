@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cpuinfer.devices.numba.codes import (
     UNPACKED_BLOCK,
     panel_bytes,
@@ -19,7 +21,15 @@ from cpuinfer.devices.numba.compiler import inlined, kernel
 from cpuinfer.devices.numba.elementwise import rope_rotate, share
 from cpuinfer.devices.numba.kv import kv_store
 from cpuinfer.devices.numba.memory import copy_bytes, load_i32
-from cpuinfer.devices.numba.rows import in_row, load_part, out_row, row_bytes, rows_of, store16, store32
+from cpuinfer.devices.numba.rows import (
+    in_row,
+    load_part,
+    out_row,
+    row_bytes,
+    rows_of,
+    store16,
+    store32,
+)
 from cpuinfer.devices.numba.structs import BF16, BLOCK, F32, FORMS, Q8, ROWS, Record
 from cpuinfer.devices.numba.tiles import (
     PREPARED_BLOCK,
@@ -40,6 +50,8 @@ STRETCH_FLOATS = 448
 """Of K: 28 KiB of unpacked panel, which stays in L1 or near it."""
 STRIP = 4 * 16 * 4
 """Bytes of a token's sums of a strip: four panels of f32."""
+_FIRST, _SECOND, _ONE, _UP = (np.int64(i) for i in (0, 1, 1, 2 * ROWS))
+"""Not literals: a kernel is compiled anew for each literal that it is called with."""
 _STRETCH_BYTES = STRETCH_BLOCKS * UNPACKED_BLOCK
 
 
@@ -79,7 +91,9 @@ def _int_panel(type_: int, panel: int, k: int, x: int, n: int, unpacked: int, ou
         at = x + first * PREPARED_BLOCK
         t = 0
         while t + 4 <= n:
-            int_tile_4(unpacked, count, mins, at + t * stride, stride, out + t * STRIP, STRIP, first)
+            int_tile_4(
+                unpacked, count, mins, at + t * stride, stride, out + t * STRIP, STRIP, first
+            )
             t += 4
         while t < n:
             int_tile_1(unpacked, count, mins, at + t * stride, out + t * STRIP, first)
@@ -87,7 +101,9 @@ def _int_panel(type_: int, panel: int, k: int, x: int, n: int, unpacked: int, ou
 
 
 @kernel
-def _float_panel(type_: int, panel: int, k: int, x: int, stride: int, n: int, unpacked: int, out: int) -> None:
+def _float_panel(
+    type_: int, panel: int, k: int, x: int, stride: int, n: int, unpacked: int, out: int
+) -> None:
     if type_ == BF16:
         k += k % 2
     for first in range(0, k, STRETCH_FLOATS):
@@ -107,7 +123,9 @@ def _float_panel(type_: int, panel: int, k: int, x: int, stride: int, n: int, un
 
 
 @kernel
-def _multiply(op: Record, which: int, first: int, panels: int, token: int, n: int, own: int, column: int) -> None:
+def _multiply(
+    op: Record, which: int, first: int, panels: int, token: int, n: int, own: int, column: int
+) -> None:
     """strip[t][column + 16 p + lane] = panels first .. of weight `which` times n tokens, prepared where need be."""
     type_ = op.w_type[which]
     prepared = own + CHUNK * STRIP
@@ -139,7 +157,7 @@ def matmul(op: Record, step: Record) -> None:
         _prepare(op, token, count, own)
         for first in range(begin, end, 4):
             panels = min(4, end - first)
-            _multiply(op, 0, first, panels, token, count, own, 0)
+            _multiply(op, _FIRST, first, panels, token, count, own, _FIRST)
             for t in range(count):
                 out, residual = out_row(op, token + t), op.in1 + 4 * n * (token + t)
                 for p in range(panels):
@@ -160,8 +178,8 @@ def matmul_swiglu(op: Record, step: Record) -> None:
         _prepare(op, token, count, own)
         for pair in range(begin, end):
             panels = min(2, _panels(op.n) - 2 * pair)
-            _multiply(op, 0, 2 * pair, panels, token, count, own, 0)
-            _multiply(op, 1, 2 * pair, panels, token, count, own, 2 * ROWS)
+            _multiply(op, _FIRST, 2 * pair, panels, token, count, own, _FIRST)
+            _multiply(op, _SECOND, 2 * pair, panels, token, count, own, _UP)
             for t in range(count):
                 gate = own + t * STRIP
                 low = vf_mul(vf_silu(vf_load(gate)), vf_load(gate + 128))
@@ -207,7 +225,7 @@ def matmul_qkv_rope(op: Record, step: Record) -> None:
             which = (i >= op.heads) + (i >= op.heads + op.kv_heads)
             head = i - (op.heads if which else 0) - (op.kv_heads if which == 2 else 0)
             for panel in range(d // ROWS):
-                _multiply(op, which, head * d // ROWS + panel, 1, token, count, own, 0)
+                _multiply(op, which, head * d // ROWS + panel, _ONE, token, count, own, _FIRST)
                 for t in range(count):
                     vf_store(heads + 4 * (t * d + panel * ROWS), vf_load(own + t * STRIP))
             for t in range(count):

@@ -6,10 +6,11 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from cpuinfer.devices.numba.compiler import inlined
+from cpuinfer.devices.numba.compiler import inlined, kernel
 from cpuinfer.devices.numba.vectors import (
     ADDRESS,
     F32,
@@ -38,9 +39,7 @@ def _load(type_: Any, signed: bool) -> Callable[..., Any]:
 
 
 def _store(type_: Any) -> Callable[..., Any]:
-    return operation(
-        types.void, (ADDRESS, INT), lambda b, p, x: store_ir(b, p, b.trunc(x, type_))
-    )
+    return operation(types.void, (ADDRESS, INT), lambda b, p, x: store_ir(b, p, b.trunc(x, type_)))
 
 
 load_u8, load_i8 = _load(I8, False), _load(I8, True)
@@ -67,9 +66,7 @@ next_of = operation(  # what was there, and one more from now on
     (ADDRESS,),
     lambda b, p: b.atomic_rmw("add", pointer(b, p, I64), ir.Constant(I64, 1), "acq_rel"),
 )
-_acquire = operation(
-    INT, (ADDRESS,), lambda b, p: b.load_atomic(pointer(b, p, I64), "acquire", 8)
-)
+_acquire = operation(INT, (ADDRESS,), lambda b, p: b.load_atomic(pointer(b, p, I64), "acquire", 8))
 
 
 def _release(builder: Any, address: Any, value: Any) -> None:
@@ -97,6 +94,35 @@ _offer = operation(types.void, (), _yield)
 _rest = operation(types.void, (), _sleep)
 
 SPINS, YIELDS = 2000, 2000
+"""Pauses, then offers of the processor to others, then short sleeps: how a thread waits."""
+WAIT, GO, LEAVE = np.int64(0), np.int64(1), np.int64(2)
+"""What the word at barrier + 128 says to a team that forms."""
+
+
+@kernel
+def _wait_while(address: int, value: int) -> None:
+    tries = 0
+    while _acquire(address) == value:
+        tries += 1
+        if tries < SPINS:
+            _pause()
+        elif tries < SPINS + YIELDS:
+            _offer()
+        else:
+            _rest()
+
+
+@inlined
+def join_team(barrier: int, me: int) -> bool:
+    """Thread 0 lets the others go, which wait for it; False: it will not come, and the thread is to leave.
+
+    So no thread waits in compiled code for one that an interrupt keeps from starting.
+    """
+    if me == 0:
+        _store_release(barrier + 128, GO)
+        return True
+    _wait_while(barrier + 128, WAIT)
+    return _acquire(barrier + 128) == GO  # type: ignore[no-any-return]
 
 
 @inlined
@@ -112,15 +138,7 @@ def meet(barrier: int, n: int) -> None:
         _store_release(barrier, 0)
         _store_release(barrier + 64, generation + 1)
         return
-    tries = 0
-    while _acquire(barrier + 64) == generation:
-        tries += 1
-        if tries < SPINS:
-            _pause()
-        elif tries < SPINS + YIELDS:
-            _offer()
-        else:
-            _rest()
+    _wait_while(barrier + 64, generation)
 
 
 def _enter(builder: Any) -> Any:

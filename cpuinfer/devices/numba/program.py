@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+import numpy as np
+
 from cpuinfer.devices.numba.attention import attention
 from cpuinfer.devices.numba.compiler import entry
 from cpuinfer.devices.numba.elementwise import (
@@ -17,13 +20,16 @@ from cpuinfer.devices.numba.elementwise import (
     take_rows,
 )
 from cpuinfer.devices.numba.matmul import matmul, matmul_qkv_rope, matmul_swiglu
-from cpuinfer.devices.numba.memory import fp_enter, fp_leave, meet
+from cpuinfer.devices.numba.memory import fp_enter, fp_leave, join_team, meet
+from cpuinfer.devices.numba.structs import OP, STEP
 
 
 @entry
 def walk(ops: Any, steps: Any, me: int) -> None:
     """Run the first n_ops of OP records `ops` as thread `me`, whose STEP is steps[me]."""
     step = steps[me]
+    if not join_team(step.barrier, me):
+        return
     mode = fp_enter()
     for i in range(step.n_ops):
         op = ops[i]
@@ -55,3 +61,14 @@ def walk(ops: Any, steps: Any, me: int) -> None:
         else:
             take_rows(op, step)
     fp_leave(mode)
+    meet(step.barrier, step.n_threads)
+
+
+def load_kernels() -> None:
+    """Have `walk` ready: from the cache, or compiled, which takes half a minute."""
+    compiled: Any = walk
+    compiled.compile(numba.void(_records(OP), _records(STEP), numba.int64))
+
+
+def _records(dtype: np.dtype[Any]) -> Any:
+    return numba.from_dtype(dtype)[::1]

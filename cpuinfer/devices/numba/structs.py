@@ -12,7 +12,10 @@ OP = np.dtype(
     [
         ("kind", _I),
         ("barrier", _I),  # 1: the team meets before this op starts
-        ("rows_are_logits", _I),  # 0: the op runs over the T tokens; 1: over the R rows that need logits
+        (
+            "rows_are_logits",
+            _I,
+        ),  # 0: the op runs over the T tokens; 1: over the R rows that need logits
         ("n", _I),  # output width
         ("k", _I),  # input width
         ("in_type", _I),

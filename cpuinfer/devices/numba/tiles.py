@@ -88,7 +88,9 @@ def int_tile_1(panel: int, blocks: int, mins: int, x: int, out: int, first: int)
 
 
 @kernel
-def int_tile_4(panel: int, blocks: int, mins: int, x: int, stride: int, out: int, out_stride: int, first: int) -> None:
+def int_tile_4(
+    panel: int, blocks: int, mins: int, x: int, stride: int, out: int, out_stride: int, first: int
+) -> None:
     """Four rows at once, `stride` bytes apart; their sums out_stride apart."""
     acc0, acc1 = _sums(out, first), _sums(out + out_stride, first)
     acc2, acc3 = _sums(out + 2 * out_stride, first), _sums(out + 3 * out_stride, first)
@@ -124,7 +126,9 @@ def float_tile_1(panel: int, n: int, x: int, out: int, first: int) -> None:
 
 
 @kernel
-def float_tile_4(panel: int, n: int, x: int, stride: int, out: int, out_stride: int, first: int) -> None:
+def float_tile_4(
+    panel: int, n: int, x: int, stride: int, out: int, out_stride: int, first: int
+) -> None:
     """Four rows at once."""
     acc0, acc1 = _sums(out, first), _sums(out + out_stride, first)
     acc2, acc3 = _sums(out + 2 * out_stride, first), _sums(out + 3 * out_stride, first)
