@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_gguf import write_tiny
@@ -19,6 +21,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same without weights."""
     return write_tiny(tmp_path_factory.mktemp("tiny") / "vocabulary.gguf", vocabulary_only=True)
+
+
+@pytest.fixture(scope="session")
+def numba_device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """NumbaDevice, whose kernels are compiled once a session, into a folder of this session's; skips without Numba."""
+    numba = pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("numba"))
+        patch.setenv("NUMBA_CACHE_DIR", folder)  # for processes that tests start
+        patch.setattr(numba.config, "CACHE_DIR", folder)
+        from cpuinfer.devices.numba.device import NumbaDevice
+
+        yield NumbaDevice
 
 
 @pytest.fixture(scope="session")

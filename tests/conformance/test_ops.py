@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from bounds import Known, error_bound, quantized_bound
 from cases import Case, cases
 from numpy.typing import NDArray
-from running import meaningful, run, values_of
+from running import Rows, meaningful, run, values_of
 
 from cpuinfer.devices.numerics import bf16_to_f32, f32_to_bf16, quantize_heads
 from cpuinfer.devices.reference import ReferenceDevice
@@ -105,7 +107,19 @@ def _bounds(case: Case) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]
 @pytest.mark.parametrize("name", CASES)
 def test_near_reference(name: str, level: str) -> None:
     case = CASES[name]
-    got = run(_native(level), case)
+    _check_near(case, run(_native(level), case))
+
+
+@pytest.mark.skipif(bool(LEVELS), reason="compared bytewise with the native device instead")
+@pytest.mark.parametrize("name", CASES)
+def test_numba_is_near_reference(name: str, numba_device: Callable[..., Any]) -> None:
+    from running import guarded
+
+    case = CASES[name]
+    _check_near(case, run(numba_device(2, passes={}, allocator=guarded), case))
+
+
+def _check_near(case: Case, got: list[dict[str, Rows]]) -> None:
     for step, (expected, bound) in zip(got, _bounds(case), strict=True):
         values = values_of(step[case.op.outputs[0]], case.program.buffers[case.op.outputs[0]])
         assert values.shape == expected.shape
@@ -124,9 +138,27 @@ def test_same_bits_for_levels_and_threads(name: str) -> None:
     for level in LEVELS:
         for threads in THREADS:
             got = run(_native(level, threads), case)
-            for mine, theirs in zip(got, oracle, strict=True):
-                for buffer in mine:
-                    spec = case.program.buffers[buffer]
-                    assert meaningful(mine[buffer], spec) == meaningful(theirs[buffer], spec), (
-                        f"{buffer} of {level} with {threads} threads differs from {LEVELS[0]} with 1"
-                    )
+            _check_same(case, got, oracle, f"{level} with {threads} threads")
+
+
+@needs_native
+@pytest.mark.parametrize("name", CASES)
+def test_numba_has_the_same_bits(name: str, numba_device: Callable[..., Any]) -> None:
+    from running import guarded
+
+    case = CASES[name]
+    oracle = run(_native(LEVELS[0]), case)
+    for threads in (1, 3):
+        got = run(numba_device(threads, passes={}, allocator=guarded), case)
+        _check_same(case, got, oracle, f"numba with {threads} threads")
+
+
+def _check_same(
+    case: Case, got: list[dict[str, Rows]], oracle: list[dict[str, Rows]], which: str
+) -> None:
+    for mine, theirs in zip(got, oracle, strict=True):
+        for buffer in mine:
+            spec = case.program.buffers[buffer]
+            assert meaningful(mine[buffer], spec) == meaningful(theirs[buffer], spec), (
+                f"{buffer} of {which} differs from {LEVELS[0]} with 1"
+            )

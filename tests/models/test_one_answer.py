@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,6 +130,24 @@ def test_levels_and_threads_change_nothing(matrix: WeightType) -> None:
     for level in LEVELS:
         for threads in (1, 2, 3, 5):
             equal(prefill(native(matrix, isa=level, threads=threads), TOKENS, 50), oracle)
+
+
+@needs_native
+@pytest.mark.parametrize("kv_type", KVType)
+@pytest.mark.parametrize("matrix", tiny.NATIVE_TYPES)
+def test_numba_is_native(
+    matrix: WeightType, kv_type: KVType, numba_device: Callable[..., Device]
+) -> None:
+    """Fused here, unfused there, in other chunks and with other teams."""
+    program, weights = model(matrix)
+    limits = Limits(CONTEXT, CONTEXT, 9 * PAGES, CONTEXT, kv_type)
+    table = np.random.default_rng(8).permutation(9 * PAGES)[:PAGES].tolist()
+    fused = numba_device(2).compile(program, weights, limits)
+    plain = numba_device(1, passes=LOWERING).compile(program, weights, limits)
+    expected = prefill(native(matrix, kv_type), TOKENS, 50)
+    equal(prefill(fused, TOKENS, 100, table), expected)
+    equal(prefill(plain, TOKENS, CONTEXT), expected)
+    equal(prefill(fused, TOKENS[:20], 1), expected[:20])
 
 
 @needs_native

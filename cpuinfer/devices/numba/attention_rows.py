@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpuinfer.devices.numba.compiler import inlined, kernel
+from cpuinfer.devices.numba.compiler import inlined, kernel, unliteral
 from cpuinfer.devices.numba.memory import copy_bytes, load_f32, store_f32
 from cpuinfer.devices.numba.structs import Record
 from cpuinfer.devices.numba.vectors import (
@@ -33,8 +33,8 @@ from cpuinfer.devices.numba.vmath import vf_exp_nonpositive, vf_tanh
 
 _MINUS_INFINITY, _ONE, _ZERO = np.float32(-np.inf), np.float32(1), np.float32(0)
 _SUM, _LANES, _OUT = 4, 64, 128
-_KEY0, _KEY1, _KEY2, _KEY3 = (np.int64(i) for i in (0, 16, 32, 48))
-"""First keys of a group's vectors. Not literals: a kernel is compiled once for each literal it is called with."""
+_KEY0, _KEY1, _KEY2, _KEY3 = (unliteral(i) for i in (0, 16, 32, 48))
+"""First keys of a group's vectors."""
 
 
 @inlined

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cpuinfer.devices.numba.compiler import inlined, kernel
+from cpuinfer.devices.numba.compiler import inlined, kernel, unliteral
 from cpuinfer.devices.numba.integers import (
     vf_bf16_of_pairs,
     vf_power,
@@ -68,7 +68,7 @@ from cpuinfer.devices.numba.vectors import (
 
 UNPACKED_BLOCK = 192 + 1024
 _MIN, _MIN_PAIRS, _CODES = 64, 128, 192
-_RAW, _SCALED = np.int64(0), np.int64(1)
+_RAW, _SCALED = unliteral(0), unliteral(1)
 _MINUS_ONE, _THIRTY_TWO = np.float32(-1), np.float32(32)
 
 

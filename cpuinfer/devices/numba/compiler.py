@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import llvmlite
 import numba
+import numpy as np
 from llvmlite import binding
 from numba.core import config
 
@@ -45,6 +46,11 @@ def entry(function: F) -> F:
     finally:
         config.CACHE_DIR = before
     return compiled
+
+
+def unliteral(n: int) -> int:
+    """A number for kernels to pass to each other: they are compiled anew for each literal that they are called with."""
+    return np.int64(n)  # type: ignore[return-value]
 
 
 def is_compiled() -> bool:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cpuinfer.devices.numba.codes import (
     UNPACKED_BLOCK,
     panel_bytes,
     unpack_codes,
     unpack_floats,
 )
-from cpuinfer.devices.numba.compiler import inlined, kernel
+from cpuinfer.devices.numba.compiler import inlined, kernel, unliteral
 from cpuinfer.devices.numba.elementwise import rope_rotate, share
 from cpuinfer.devices.numba.kv import kv_store
 from cpuinfer.devices.numba.memory import copy_bytes, load_i32
@@ -50,8 +48,7 @@ STRETCH_FLOATS = 448
 """Of K: 28 KiB of unpacked panel, which stays in L1 or near it."""
 STRIP = 4 * 16 * 4
 """Bytes of a token's sums of a strip: four panels of f32."""
-_FIRST, _SECOND, _ONE, _UP = (np.int64(i) for i in (0, 1, 1, 2 * ROWS))
-"""Not literals: a kernel is compiled anew for each literal that it is called with."""
+_FIRST, _SECOND, _ONE, _UP = (unliteral(i) for i in (0, 1, 1, 2 * ROWS))
 _STRETCH_BYTES = STRETCH_BLOCKS * UNPACKED_BLOCK
 
 

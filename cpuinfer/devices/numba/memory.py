@@ -6,11 +6,10 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from cpuinfer.devices.numba.compiler import inlined, kernel
+from cpuinfer.devices.numba.compiler import inlined, kernel, unliteral
 from cpuinfer.devices.numba.vectors import (
     ADDRESS,
     F32,
@@ -95,7 +94,7 @@ _rest = operation(types.void, (), _sleep)
 
 SPINS, YIELDS = 2000, 2000
 """Pauses, then offers of the processor to others, then short sleeps: how a thread waits."""
-WAIT, GO, LEAVE = np.int64(0), np.int64(1), np.int64(2)
+WAIT, GO, LEAVE = unliteral(0), unliteral(1), unliteral(2)
 """What the word at barrier + 128 says to a team that forms."""
 
 

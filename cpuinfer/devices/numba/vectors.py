@@ -21,7 +21,7 @@ Emit = Callable[..., Any]
 LANES = 16
 
 
-class Vector(types.Type):  # type: ignore[misc]
+class Vector(types.Type):
     """A vector of `lanes` elements as a Numba type."""
 
     def __init__(self, name: str, element: ir.Type, lanes: int) -> None:
