@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,12 +12,14 @@ from typing import Any, TypeVar
 import llvmlite
 import numba
 import numpy as np
-from llvmlite import binding
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 
 from cpuinfer.machine.folders import cache_dir
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ARM = platform.machine().lower() in ("aarch64", "arm64")
 
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 _INNER = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -73,8 +76,7 @@ def cache_folder() -> Path:
 @functools.cache
 def has_feature(name: str) -> bool:
     """Whether Numba compiles for a processor with the feature, as LLVM calls it."""
-    if config.CPU_FEATURES is not None:
-        return f"+{name}" in config.CPU_FEATURES.split(",")
-    if config.CPU_NAME == "generic":
-        return False
-    return bool(binding.get_host_cpu_features().get(name, False))
+    features = config.CPU_FEATURES
+    if features is None:
+        features = get_host_cpu_features()
+    return f"+{name}" in features.split(",") or (name == "neon" and ARM)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from cpuinfer.devices.numba.compiler import inlined, kernel, unliteral
+from cpuinfer.devices.numba.compiler import ARM, inlined, kernel, unliteral
 from cpuinfer.devices.numba.vectors import (
     ADDRESS,
     F32,
@@ -25,7 +24,6 @@ from cpuinfer.devices.numba.vectors import (
     store_ir,
 )
 
-_ARM = platform.machine().lower() in ("aarch64", "arm64")
 _VOID = ir.VoidType()
 
 
@@ -73,7 +71,7 @@ def _release(builder: Any, address: Any, value: Any) -> None:
 
 
 def _relax(builder: Any) -> None:
-    if _ARM:
+    if ARM:
         call(builder, "llvm.aarch64.hint", _VOID, ir.Constant(I32, 1))
     else:
         call(builder, "llvm.x86.sse2.pause", _VOID)
@@ -142,19 +140,19 @@ def meet(barrier: int, n: int) -> None:
 
 def _enter(builder: Any) -> Any:
     """Sets the mode of a step: nearest even, exceptions masked, denormals flushed (fpmode.h). Gives what it was."""
-    if _ARM:
+    if ARM:
         before = call(builder, "llvm.aarch64.get.fpcr", I64)
     else:
         slot = cgutils.alloca_once(builder, I32)
         call(builder, "llvm.x86.sse.stmxcsr", _VOID, builder.bitcast(slot, ir.PointerType(I8)))
         before = builder.zext(builder.load(slot), I64)
-    _leave(builder, ir.Constant(I64, 1 << 24 if _ARM else 0x1F80 | 0x8000 | 0x0040))
+    _leave(builder, ir.Constant(I64, 1 << 24 if ARM else 0x1F80 | 0x8000 | 0x0040))
     return before
 
 
 def _leave(builder: Any, mode: Any) -> None:
     builder.fence("seq_cst")  # no load, and so no operation on what it loads, moves across
-    if _ARM:
+    if ARM:
         call(builder, "llvm.aarch64.set.fpcr", _VOID, mode)
     else:
         slot = cgutils.alloca_once(builder, I32)
