@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cpuinfer.devices.numba.attention_rows import (
     attend_row,
     finish_row,
@@ -38,7 +36,6 @@ GROUP, CHUNK = 64, 256
 """Keys of one online-softmax update, and of a partial result: part of the result's definition."""
 _ALL = 1 << 29  # a window that hides no key
 _ROWS = 192
-_MINUS_INFINITY = np.float32(-np.inf)
 
 
 def padded_dim(head_dim: int) -> int:

@@ -67,7 +67,8 @@ from cpuinfer.devices.numba.vectors import (
 )
 
 UNPACKED_BLOCK = 192 + 1024
-_MIN, _MIN_PAIRS, _CODES = 64, 128, 192
+MIN, MIN_PAIRS, CODES = 64, 128, 192
+"""Where its parts begin."""
 _RAW, _SCALED = unliteral(0), unliteral(1)
 _MINUS_ONE, _THIRTY_TWO = np.float32(-1), np.float32(32)
 
@@ -168,10 +169,10 @@ def _unpack_block(type_: int, out: int, panel: int, block: int, scaled: int) -> 
     codes = header + form.header + i * form.codes
     vf_store(out, _scale(type_, header, i))
     if mins:
-        vf_store(out + _MIN, _min(type_, header, i))
+        vf_store(out + MIN, _min(type_, header, i))
     if mins == 2:
-        vh_store(out + _MIN_PAIRS, _min_pairs(type_, header, i))
-    out += _CODES
+        vh_store(out + MIN_PAIRS, _min_pairs(type_, header, i))
+    out += CODES
     for c in range(8):
         chunk = _chunk(type_, codes, c)
         even = vh_minus(vh_even_bytes(chunk), offset)
@@ -211,7 +212,7 @@ def unpack_floats(type_: int, out: int, panel: int, first: int, n: int) -> None:
 def _code_at(block: int, row: int, k: int) -> int:
     """The code of column k of a row of an unpacked block."""
     part = 2 * (k // 4) + k % 2
-    return load_i16(block + _CODES + 64 * part + 4 * row + k % 4 // 2 * 2)  # type: ignore[no-any-return]
+    return load_i16(block + CODES + 64 * part + 4 * row + k % 4 // 2 * 2)  # type: ignore[no-any-return]
 
 
 @kernel
@@ -233,7 +234,7 @@ def decode_row(
             store_f32(out + 4 * i, load_f32(own + 64 * at + 4 * row))
         return
     _unpack_block(type_, own, panel, first // 32, _RAW)
-    scale, least = load_f32(own + 4 * row), load_f32(own + _MIN + 4 * row)
+    scale, least = load_f32(own + 4 * row), load_f32(own + MIN + 4 * row)
     mins, halves = form.mins, form.halves
     for i in range(n):
         of_half = scale
@@ -243,5 +244,5 @@ def decode_row(
         if mins == 1:
             value += least
         elif mins == 2:
-            value += least * np.float32(load_i16(own + _MIN_PAIRS + 4 * row + i // 16 * 2))
+            value += least * np.float32(load_i16(own + MIN_PAIRS + 4 * row + i // 16 * 2))
         store_f32(out + 4 * i, value)

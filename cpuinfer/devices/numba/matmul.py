@@ -60,8 +60,15 @@ def prepared_bytes(activation: int, k: int) -> int:
     return k // BLOCK * PREPARED_BLOCK if activation == Q8 else 0
 
 
+@inlined
+def _heads_at(k: int) -> int:
+    """Where the heads begin in a thread's workspace: [strip][prepared rows][unpacked stretch][heads]."""
+    row = max((k + 1) // 2 * 8, k // BLOCK * PREPARED_BLOCK)
+    return CHUNK * (STRIP + row) + _STRETCH_BYTES
+
+
 def workspace_bytes(k: int, head_dim: int) -> int:
-    """Bytes of a thread's workspace for a product: [strip][prepared rows][unpacked stretch][heads]."""
+    """Bytes of a thread's workspace for a product; head_dim: 0, or that of the heads which it turns."""
     row = max((k + 1) // 2 * 8, k // BLOCK * PREPARED_BLOCK)
     return CHUNK * (STRIP + row + 4 * head_dim) + _STRETCH_BYTES
 
@@ -214,7 +221,7 @@ def matmul_qkv_rope(op: Record, step: Record) -> None:
     d = op.head_dim
     begin, end = share(step, op.heads + 2 * op.kv_heads)
     own = step.own
-    heads = own + workspace_heads(op.k)
+    heads = own + _heads_at(op.k)
     for token in range(0, rows_of(op, step), CHUNK):
         count = min(CHUNK, rows_of(op, step) - token)
         _prepare(op, token, count, own)
@@ -227,10 +234,3 @@ def matmul_qkv_rope(op: Record, step: Record) -> None:
                     vf_store(heads + 4 * (t * d + panel * ROWS), vf_load(own + t * STRIP))
             for t in range(count):
                 _qkv_store(op, step, which, head, token + t, heads + 4 * t * d)
-
-
-@inlined
-def workspace_heads(k: int) -> int:
-    """Where the heads begin in a thread's workspace."""
-    row = max((k + 1) // 2 * 8, k // BLOCK * PREPARED_BLOCK)
-    return CHUNK * (STRIP + row) + _STRETCH_BYTES

@@ -21,7 +21,21 @@ from cpuinfer.devices.numba.elementwise import (
 )
 from cpuinfer.devices.numba.matmul import matmul, matmul_qkv_rope, matmul_swiglu
 from cpuinfer.devices.numba.memory import fp_enter, fp_leave, join_team, meet
-from cpuinfer.devices.numba.structs import OP, STEP
+from cpuinfer.devices.numba.structs import (
+    ADD,
+    ATTENTION,
+    EMBED,
+    KV_WRITE,
+    MATMUL,
+    MATMUL_QKV_ROPE,
+    MATMUL_SWIGLU,
+    OP,
+    QUANTIZE,
+    RMSNORM,
+    ROPE,
+    STEP,
+    SWIGLU,
+)
 
 
 @entry
@@ -36,27 +50,27 @@ def walk(ops: Any, steps: Any, me: int) -> None:
         if op.barrier:
             meet(step.barrier, step.n_threads)
         kind = op.kind
-        if kind == 0:
+        if kind == EMBED:
             embed(op, step)
-        elif kind == 1:
+        elif kind == RMSNORM:
             rmsnorm(op, step)
-        elif kind == 2:
+        elif kind == QUANTIZE:
             quantize(op, step)
-        elif kind == 3:
+        elif kind == MATMUL:
             matmul(op, step)
-        elif kind == 4:
+        elif kind == MATMUL_SWIGLU:
             matmul_swiglu(op, step)
-        elif kind == 5:
+        elif kind == MATMUL_QKV_ROPE:
             matmul_qkv_rope(op, step)
-        elif kind == 6:
+        elif kind == ROPE:
             rope(op, step)
-        elif kind == 7:
+        elif kind == KV_WRITE:
             kv_write(op, step)
-        elif kind == 8:
+        elif kind == ATTENTION:
             attention(op, step, step.counters + 8 * i)
-        elif kind == 9:
+        elif kind == ADD:
             add(op, step)
-        elif kind == 10:
+        elif kind == SWIGLU:
             swiglu(op, step)
         else:
             take_rows(op, step)

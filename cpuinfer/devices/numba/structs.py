@@ -84,6 +84,8 @@ KINDS = (
     "take_rows",
 )
 """Kinds of ops: an op's `kind` is an index."""
+EMBED, RMSNORM, QUANTIZE, MATMUL, MATMUL_SWIGLU, MATMUL_QKV_ROPE = range(6)
+ROPE, KV_WRITE, ATTENTION, ADD, SWIGLU, TAKE_ROWS = range(6, 12)
 
 F32, F16, BF16, I8, Q8 = 0, 1, 30, 24, 1000
 """Element types, numbered as ci_type: of weights (GGUF's numbers), activations and KV pages."""

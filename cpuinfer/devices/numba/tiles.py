@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cpuinfer.devices.numba.codes import CODES, MIN, MIN_PAIRS, UNPACKED_BLOCK
 from cpuinfer.devices.numba.compiler import inlined, kernel
 from cpuinfer.devices.numba.integers import (
     store_prepared,
@@ -28,7 +29,6 @@ from cpuinfer.devices.numba.vectors import (
 PREPARED_BLOCK = 80
 """Bytes of a block of a prepared q8 row: [32] int16, as chunks are unpacked; f32 d, f32 d * s, [2] int16 s of halves."""
 _D, _DS, _HALVES = 64, 68, 72
-_MIN, _MIN_PAIRS, _CODES, _BLOCK = 64, 128, 192, 192 + 1024
 
 
 @kernel
@@ -64,10 +64,10 @@ def _int_finish(acc: Any, dot: Any, panel: int, scale: Any, x: int, mins: int) -
     d = vf_set1(load_f32(x + _D))
     acc = vf_fma(vi_to_float(dot), vf_mul(scale, d), acc)
     if mins == 1:
-        acc = vf_fma(vf_load(panel + _MIN), vf_set1(load_f32(x + _DS)), acc)
+        acc = vf_fma(vf_load(panel + MIN), vf_set1(load_f32(x + _DS)), acc)
     elif mins == 2:
-        least = vh_multiply_add(vh_load(panel + _MIN_PAIRS), vh_pair(x + _HALVES))
-        acc = vf_fma(vf_load(panel + _MIN), vf_mul(d, vi_to_float(least)), acc)
+        least = vh_multiply_add(vh_load(panel + MIN_PAIRS), vh_pair(x + _HALVES))
+        acc = vf_fma(vf_load(panel + MIN), vf_mul(d, vi_to_float(least)), acc)
     return acc
 
 
@@ -78,11 +78,11 @@ def int_tile_1(panel: int, blocks: int, mins: int, x: int, out: int, first: int)
     for _ in range(blocks):
         even, odd = vi_zero(), vi_zero()
         for i in range(0, 16, 2):
-            codes = panel + _CODES + 64 * i
+            codes = panel + CODES + 64 * i
             even = vi_add(even, vh_multiply_add(vh_load(codes), vh_pair(x + 4 * i)))
             odd = vi_add(odd, vh_multiply_add(vh_load(codes + 64), vh_pair(x + 4 * i + 4)))
         acc = _int_finish(acc, vi_add(even, odd), panel, vf_load(panel), x, mins)
-        panel += _BLOCK
+        panel += UNPACKED_BLOCK
         x += PREPARED_BLOCK
     vf_store(out, acc)
 
@@ -98,7 +98,7 @@ def int_tile_4(
         x1, x2, x3 = x + stride, x + 2 * stride, x + 3 * stride
         dot0, dot1, dot2, dot3 = vi_zero(), vi_zero(), vi_zero(), vi_zero()
         for i in range(16):
-            codes = vh_load(panel + _CODES + 64 * i)
+            codes = vh_load(panel + CODES + 64 * i)
             dot0 = vi_add(dot0, vh_multiply_add(codes, vh_pair(x + 4 * i)))
             dot1 = vi_add(dot1, vh_multiply_add(codes, vh_pair(x1 + 4 * i)))
             dot2 = vi_add(dot2, vh_multiply_add(codes, vh_pair(x2 + 4 * i)))
@@ -108,7 +108,7 @@ def int_tile_4(
         acc1 = _int_finish(acc1, dot1, panel, scale, x1, mins)
         acc2 = _int_finish(acc2, dot2, panel, scale, x2, mins)
         acc3 = _int_finish(acc3, dot3, panel, scale, x3, mins)
-        panel += _BLOCK
+        panel += UNPACKED_BLOCK
         x += PREPARED_BLOCK
     vf_store(out, acc0)
     vf_store(out + out_stride, acc1)
