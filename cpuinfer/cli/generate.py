@@ -111,8 +111,10 @@ def open_llm(
 ) -> LLM:
     """The model, fetched and packed where that was not done yet, with a sign of life on a terminal."""
     from cpuinfer import hub
+    from cpuinfer.cli.load import settle
     from cpuinfer.cli.output import expansion, note, working
 
+    settle(threads)
     path = hub.resolve(model, progress=True)
     with working(f"loading {path.name}"):
         from cpuinfer.llm import LLM

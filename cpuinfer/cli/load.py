@@ -28,3 +28,13 @@ def load_program(path: Path, max_positions: int | None = None) -> tuple[PackedMo
         rope_factors=None if factors is None else factors.data.view(np.float32),
     )
     return packed, program
+
+
+def settle(threads: int | None) -> None:
+    """Keep this process on performance cores, on machines that have others, unless somebody chose the threads."""
+    import os
+
+    from cpuinfer.machine import cpu
+
+    if threads is None and not os.environ.get(cpu.ENVIRONMENT):
+        cpu.stay_on_performance_cores()

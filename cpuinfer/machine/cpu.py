@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ ENVIRONMENT = "CPUINFER_THREADS"
 
 MOST_THREADS = 4096
 
+_FAST = 0.6  # of the fastest core
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
@@ -46,27 +48,81 @@ def check_threads(value: int | str, source: str) -> int:
 
 
 def default_threads(cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> Threads:
-    """$CPUINFER_THREADS, or else the least of physical cores, affinity, cpuset and cgroup quota.
+    """$CPUINFER_THREADS, or else the least of thread_limits; of equal ones the first.
 
     Raises ValueError for a malformed CPUINFER_THREADS.
     """
     if given := os.environ.get(ENVIRONMENT):
         return Threads(check_threads(given, ENVIRONMENT), ENVIRONMENT)
+    return min(thread_limits(cpus, cgroups, proc), key=lambda limit: limit.count)
+
+
+def thread_limits(
+    cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _PROC
+) -> tuple[Threads, ...]:
+    """Everything that limits the threads worth having: the hardware, then what was laid over it.
+
+    Physical cores that the process may run on; of processors with fast and slow cores the fast ones; affinity; and
+    cpuset and quota of every cgroup that it is in. A team shares its work evenly and waits for its slowest thread.
+    """
     allowed = _affinity()
-    groups = [folder for folder in _cgroup_folders(cgroups, proc) if folder.is_dir()]
-    limits = [
-        Threads(len(allowed), "processor affinity"),
-        Threads(_physical_cores(allowed, cpus), "physical cores"),
-    ]
-    for folder in groups:
+    limits = [Threads(_physical_cores(allowed, cpus), "physical cores")]
+    fast, kind = performance_cores(cpus)
+    if fast & allowed:
+        limits.append(Threads(_physical_cores(fast & allowed, cpus), f"performance cores ({kind})"))
+    limits.append(Threads(len(allowed), "processor affinity"))
+    for folder in _cgroup_folders(cgroups, proc):
         cpuset = _read(folder / "cpuset.cpus.effective") or _read(folder / "cpuset.effective_cpus")
         if shared := allowed & parse_cpu_list(cpuset):
             limits.append(Threads(len(shared), "cgroup cpuset"))
         quota = _quota(folder)
         if quota is not None:
-            limits.append(Threads(max(1, int(quota)), f"cgroup quota of {quota:g} processors"))
-    # Of equal limits the first names the reason: the hardware before what was laid over it.
-    return min(limits[1:2] + limits[:1] + limits[2:], key=lambda limit: limit.count)
+            limits.append(Threads(threads_of_quota(quota), f"cgroup quota of {quota:g} processors"))
+    return tuple(limits)
+
+
+def threads_of_quota(quota: float) -> int:
+    """The threads that use up a quota of processors (> 0): the next whole number, as a quota is of time and not of
+    processors. benchmarks/results/threads_*.json compares the choices."""
+    return max(1, math.ceil(quota))
+
+
+def performance_cores(cpus: Path = _CPUS) -> tuple[frozenset[int], str]:
+    """The fast processors of a machine that has slow ones too, and how they are told apart; empty for all others.
+
+    Intel: the system's list of the core type. Others: at least 60 % of the highest cpu_capacity (Linux, Documentation/
+    scheduler/sched-capacity.rst), or of the highest frequency where there are no capacities.
+    """
+    hybrid = parse_cpu_list(_read(cpus.parent.parent / "cpu_core/cpus"))
+    if hybrid and parse_cpu_list(_read(cpus.parent.parent / "cpu_atom/cpus")):
+        return hybrid, "not the efficient ones"
+    for file, kind in (
+        ("cpu_capacity", "of the higher capacity"),
+        ("cpufreq/cpuinfo_max_freq", "of the higher frequency"),
+    ):
+        found = {
+            int(folder.name[3:]): int(text)
+            for folder in cpus.glob("cpu[0-9]*")
+            if (text := _read(folder / file)).isdecimal() and folder.name[3:].isdecimal()
+        }
+        if found:
+            fast = {cpu for cpu, speed in found.items() if speed >= _FAST * max(found.values())}
+            return (frozenset(fast), kind) if len(fast) < len(found) else (frozenset(), "")
+    return frozenset(), ""
+
+
+def stay_on_performance_cores(cpus: Path = _CPUS) -> frozenset[int]:
+    """Let this thread, and those that it starts later, run on performance cores alone, where some are not.
+
+    Returns the processors it was restricted to; empty where nothing was changed, as on most machines. It is for whoever
+    owns the process: the command line calls it, the library does not.
+    """
+    fast, _ = performance_cores(cpus)
+    allowed = _affinity()
+    if not fast & allowed or allowed <= fast or not hasattr(os, "sched_setaffinity"):
+        return frozenset()
+    os.sched_setaffinity(0, fast & allowed)
+    return fast & allowed
 
 
 def cpu_name(proc: Path = _PROC) -> str:
