@@ -1,7 +1,7 @@
 """Is the default number of threads right? Speed by threads under cgroup quotas, a cpuset of one processor, and none.
 
 Needs Linux, root and a cgroup with the controllers cpu and cpuset (version 1 or 2), in which it makes groups of its own
-and removes them. Rounds are interleaved; the machine should have nothing else to do.
+and removes them. Rounds are interleaved; the machine should have nothing else to do: what others used is reported.
 
     python benchmarks/threads.py MODEL.gguf --quota 0.5 1 1.5 --threads 1 2 4 --json out.json
 """
@@ -90,6 +90,18 @@ def inside(options: argparse.Namespace) -> dict[str, Any]:
     return {"default": default.count, "reason": default.reason, "samples": found}
 
 
+def busy_seconds() -> float:
+    """CPU seconds of all processes of the machine so far, and those that its host took away."""
+    fields = [int(x) for x in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU seconds of this process's ended children so far."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def measure(options: argparse.Namespace, quota: float | None, cpus: str | None) -> dict[str, Any]:
     """A run of `inside` under these limits."""
     with group(quota, cpus) as folders:
@@ -99,21 +111,24 @@ def measure(options: argparse.Namespace, quota: float | None, cpus: str | None) 
                 (folder / "cgroup.procs").write_text(str(os.getpid()))
 
         words = [sys.executable, __file__, "--inside", *sys.argv[1:]]
+        begin, busy, own = time.perf_counter(), busy_seconds(), own_seconds()
         environment = {k: v for k, v in os.environ.items() if k != "CPUINFER_THREADS"}
         done = subprocess.run(
             words, capture_output=True, text=True, preexec_fn=enter, env=environment
         )
+        others = busy_seconds() - busy - (own_seconds() - own)
+        others /= time.perf_counter() - begin
     if done.returncode:
         raise SystemExit(f"the run under a limit failed: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     name = "none" if quota is None else f"quota {quota:g}"
-    return {"limit": name if cpus is None else f"cpuset {cpus}", **found}
+    return {"limit": name if cpus is None else f"cpuset {cpus}", "others": others, **found}
 
 
 def rows(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A line of a table for each limit and phase; medians, and what the default reached of the best."""
-    yield "| limit | phase | tokens/s by threads | default | of the best |"
-    yield "|---|---|---|---|---:|"
+    yield "| limit | phase | tokens/s by threads | default | of the best | processors that others used |"
+    yield "|---|---|---|---|---:|---:|"
     for run in found:
         for phase, by_threads in run["samples"].items():
             medians = {int(n): statistics.median(s) for n, s in by_threads.items()}
@@ -124,6 +139,7 @@ def rows(found: Sequence[dict[str, Any]]) -> Iterator[str]:
                 ", ".join(f"{n}: {speed:.1f}" for n, speed in sorted(medians.items())),
                 f"{run['default']} ({run['reason']})",
                 f"{100 * share:.0f} %",
+                f"{run['others']:.2f}",
             )
             yield "| " + " | ".join(cells) + " |"
 

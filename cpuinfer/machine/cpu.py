@@ -16,8 +16,8 @@ MOST_THREADS = 4096
 
 _FAST = 0.6  # of the fastest core
 _CPUS = Path("/sys/devices/system/cpu")
-_CGROUPS = Path("/sys/fs/cgroup")
-_PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def check_threads(value: int | str, source: str) -> int:
     return int(text)
 
 
-def default_threads(cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _PROC) -> Threads:
+def default_threads(cpus: Path = _CPUS, cgroups: Path = CGROUPS, proc: Path = PROC) -> Threads:
     """$CPUINFER_THREADS, or else the least of thread_limits; of equal ones the first.
 
     Raises ValueError for a malformed CPUINFER_THREADS.
@@ -58,7 +58,7 @@ def default_threads(cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _
 
 
 def thread_limits(
-    cpus: Path = _CPUS, cgroups: Path = _CGROUPS, proc: Path = _PROC
+    cpus: Path = _CPUS, cgroups: Path = CGROUPS, proc: Path = PROC
 ) -> tuple[Threads, ...]:
     """Everything that limits the threads worth having: the hardware, then what was laid over it.
 
@@ -71,8 +71,10 @@ def thread_limits(
     if fast & allowed:
         limits.append(Threads(_physical_cores(fast & allowed, cpus), f"performance cores ({kind})"))
     limits.append(Threads(len(allowed), "processor affinity"))
-    for folder in _cgroup_folders(cgroups, proc):
-        cpuset = _read(folder / "cpuset.cpus.effective") or _read(folder / "cpuset.effective_cpus")
+    for folder in cgroup_folders(cgroups, proc):
+        cpuset = read_text(folder / "cpuset.cpus.effective") or read_text(
+            folder / "cpuset.effective_cpus"
+        )
         if shared := allowed & parse_cpu_list(cpuset):
             limits.append(Threads(len(shared), "cgroup cpuset"))
         quota = _quota(folder)
@@ -93,8 +95,8 @@ def performance_cores(cpus: Path = _CPUS) -> tuple[frozenset[int], str]:
     Intel: the system's list of the core type. Others: at least 60 % of the highest cpu_capacity (Linux, Documentation/
     scheduler/sched-capacity.rst), or of the highest frequency where there are no capacities.
     """
-    hybrid = parse_cpu_list(_read(cpus.parent.parent / "cpu_core/cpus"))
-    if hybrid and parse_cpu_list(_read(cpus.parent.parent / "cpu_atom/cpus")):
+    hybrid = parse_cpu_list(read_text(cpus.parent.parent / "cpu_core/cpus"))
+    if hybrid and parse_cpu_list(read_text(cpus.parent.parent / "cpu_atom/cpus")):
         return hybrid, "not the efficient ones"
     for file, kind in (
         ("cpu_capacity", "of the higher capacity"),
@@ -103,7 +105,7 @@ def performance_cores(cpus: Path = _CPUS) -> tuple[frozenset[int], str]:
         found = {
             int(folder.name[3:]): int(text)
             for folder in cpus.glob("cpu[0-9]*")
-            if (text := _read(folder / file)).isdecimal() and folder.name[3:].isdecimal()
+            if (text := read_text(folder / file)).isdecimal() and folder.name[3:].isdecimal()
         }
         if found:
             fast = {cpu for cpu, speed in found.items() if speed >= _FAST * max(found.values())}
@@ -125,9 +127,9 @@ def stay_on_performance_cores(cpus: Path = _CPUS) -> frozenset[int]:
     return fast & allowed
 
 
-def cpu_name(proc: Path = _PROC) -> str:
+def cpu_name(proc: Path = PROC) -> str:
     """The processor's model name, or the architecture where the system does not say."""
-    for line in _read(proc / "cpuinfo").splitlines():
+    for line in read_text(proc / "cpuinfo").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name" and value.strip():
             return value.strip()
@@ -138,13 +140,13 @@ def caches(cpus: Path = _CPUS) -> tuple[Cache, ...]:
     """Data and unified caches of the first processor, nearest first; empty where the system does not say."""
     found = []
     for index in sorted(cpus.glob("cpu0/cache/index*")):
-        level, size = _read(index / "level"), _read(index / "size")
-        if _read(index / "type") == "Instruction" or not level.isdecimal() or not size:
+        level, size = read_text(index / "level"), read_text(index / "size")
+        if read_text(index / "type") == "Instruction" or not level.isdecimal() or not size:
             continue
         unit = {"K": 10, "M": 20, "G": 30}.get(size[-1], 0)
         number = size.rstrip("KMG")
         if number.isdecimal():
-            shared = len(parse_cpu_list(_read(index / "shared_cpu_list"))) or 1
+            shared = len(parse_cpu_list(read_text(index / "shared_cpu_list"))) or 1
             found.append(Cache(int(level), int(number) << unit, shared))
     return tuple(sorted(found, key=lambda cache: cache.level))
 
@@ -170,20 +172,22 @@ def _physical_cores(allowed: frozenset[int], cpus: Path) -> int:
     """Cores that the allowed processors belong to; processors without a known sibling count as cores."""
     cores = set()
     for cpu in allowed:
-        siblings = parse_cpu_list(_read(cpus / f"cpu{cpu}/topology/thread_siblings_list"))
+        siblings = parse_cpu_list(read_text(cpus / f"cpu{cpu}/topology/thread_siblings_list"))
         cores.add(min(siblings, default=cpu))
     return len(cores)
 
 
-def _cgroup_folders(cgroups: Path, proc: Path) -> list[Path]:
-    """Folders of this process's groups and all groups above them: version 2's tree, and version 1's of cpu and
-    cpuset. Inside a container the paths are often not visible; then the roots are all there is."""
+def cgroup_folders(
+    cgroups: Path, proc: Path, wanted: tuple[str, ...] = ("cpu", "cpuset")
+) -> list[Path]:
+    """Folders of this process's groups and all groups above them: version 2's tree, and version 1's of the wanted
+    controllers. Inside a container the paths are often not visible; then the roots are all there is."""
     folders = []
-    for line in _read(proc / "self/cgroup").splitlines():
+    for line in read_text(proc / "self/cgroup").splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers == "":
             roots = [cgroups, cgroups / "unified"]
-        elif {"cpu", "cpuset"} & set(controllers.split(",")):
+        elif set(wanted) & set(controllers.split(",")):
             roots = [cgroups / name for name in (controllers, *controllers.split(","))]
         else:
             continue
@@ -195,15 +199,19 @@ def _cgroup_folders(cgroups: Path, proc: Path) -> list[Path]:
 
 def _quota(folder: Path) -> float | None:
     """Processors' worth of time that a group gets; None where it has no limit."""
-    quota, period = (*_read(folder / "cpu.max").split(), "", "")[:2]
+    quota, period = (*read_text(folder / "cpu.max").split(), "", "")[:2]
     if not quota:
-        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        quota, period = (
+            read_text(folder / "cpu.cfs_quota_us"),
+            read_text(folder / "cpu.cfs_period_us"),
+        )
     if quota.isdecimal() and period.isdecimal() and int(period) > 0 and int(quota) > 0:
         return int(quota) / int(period)
     return None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file of the system without its last newline; empty where there is none to read."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):

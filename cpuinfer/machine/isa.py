@@ -115,11 +115,21 @@ def native_folder() -> Path:
 @functools.cache
 def processor_features() -> frozenset[str]:
     """Names, as in isa.toml, of what the processor has and the operating system has switched on."""
+    return _probe("ci_probe_features")
+
+
+@functools.cache
+def blocked_features() -> frozenset[str]:
+    """Names of what the processor has and the operating system, or a virtual machine's host, has not switched on."""
+    return _probe("ci_probe_blocked")
+
+
+def _probe(function: str) -> frozenset[str]:
     folder = native_folder()
     ffi = _ffi(folder / "probe.h")
     lib = ffi.dlopen(str(folder / "libcpuinfer_probe.so"))
     names = ffi.new("char[]", 4096)
-    if lib.ci_probe_features(names, len(names)) < 0:
+    if getattr(lib, function)(names, len(names)) < 0:
         raise RuntimeError("the probe's feature names do not fit in its buffer")
     return frozenset(ffi.string(names).decode().split())
 
