@@ -36,7 +36,7 @@ typedef struct ci_team {
 /* Pauses (CI_SPINS are about 20-50 us on current cores), then offers of the processor to others, then sleep. Waits that
  * pauses alone did not end halve the pauses of the next, others double them: where threads outnumber processors, the
  * one that is waited for cannot run until somebody makes room. */
-enum { CI_SPINS = 2048, CI_LEAST_SPINS = 8, CI_YIELDS = 50 };
+enum { CI_SPINS = 2048, CI_LEAST_SPINS = 8, CI_YIELDS = 1000 };
 
 /* Sleep until the generation is no longer `generation`, or a little while; wakes may be spurious. */
 static inline void ci_barrier_sleep(ci_barrier *barrier, int32_t generation) {

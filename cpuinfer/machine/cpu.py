@@ -47,6 +47,11 @@ def check_threads(value: int | str, source: str) -> int:
     return int(text)
 
 
+def processors() -> int:
+    """How many processors this process may run on (affinity; a cpuset is one)."""
+    return len(_affinity())
+
+
 def default_threads(cpus: Path = _CPUS, cgroups: Path = CGROUPS, proc: Path = PROC) -> Threads:
     """$CPUINFER_THREADS, or else the least of thread_limits; of equal ones the first.
 
