@@ -89,7 +89,7 @@ def _native(threads: int, isa: str | None) -> dict[str, Any]:
     from cpuinfer.cli.limit import machine
     from cpuinfer.machine import isa as levels
 
-    nothing = {"isa": None, "isa_reason": None, "build_map": {}, "ceilings": None}
+    nothing: dict[str, Any] = {"isa": None, "isa_reason": None, "build_map": {}, "ceilings": None}
     try:
         known = levels.levels()
     except (OSError, ValueError) as error:
