@@ -220,3 +220,10 @@ enum ci_peak_kind {
 /* Run them on n_threads threads. Returns the operations done (a multiplication and an addition are two): 0 where the
  * level has no bare sequence, -1 for an unknown kind. */
 int64_t ci_peak(int32_t kind, int32_t n_threads, int64_t repetitions);
+
+/* The self-test: single kernels run on one thread over numbers of an integer generator. ci_selftest_name: case i's,
+ * null after the last. ci_selftest_run: a hash of all that case i's kernels wrote, the same on every level; 0 where one
+ * refused. memory: ci_selftest_bytes() long. */
+int64_t ci_selftest_bytes(void);
+const char *ci_selftest_name(int32_t index);
+uint64_t ci_selftest_run(int32_t index, void *memory);

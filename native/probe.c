@@ -81,16 +81,25 @@ static void query(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
     __cpuid_count(leaf, subleaf, r[EAX], r[EBX], r[ECX], r[EDX]);
 }
 
-int32_t ci_probe_features(char *names, int32_t size) {
-    int32_t used = append(names, size, 0, "x86_64");
+/* Those that the processor has and whose registers the system saves, or (blocked) does not. */
+static int32_t append_features(char *names, int32_t size, int32_t used, int blocked) {
     uint32_t xcr0 = saved_state();
     for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
         uint32_t r[4];
         query(features[i].leaf, features[i].subleaf, r);
-        if ((r[features[i].reg] >> features[i].bit & 1u) && (xcr0 & features[i].xcr0) == features[i].xcr0)
+        int saved = (xcr0 & features[i].xcr0) == features[i].xcr0;
+        if ((r[features[i].reg] >> features[i].bit & 1u) && saved != blocked)
             used = append(names, size, used, features[i].name);
     }
     return used;
+}
+
+int32_t ci_probe_blocked(char *names, int32_t size) {
+    return append_features(names, size, append(names, size, 0, ""), 1);
+}
+
+int32_t ci_probe_features(char *names, int32_t size) {
+    return append_features(names, size, append(names, size, 0, "x86_64"), 0);
 }
 
 #elif defined(__aarch64__) && defined(__linux__)
@@ -120,5 +129,11 @@ int32_t ci_probe_features(char *names, int32_t size) {
 #else
 int32_t ci_probe_features(char *names, int32_t size) {
     return append(names, size, 0, "unknown");
+}
+#endif
+
+#if !defined(__x86_64__)
+int32_t ci_probe_blocked(char *names, int32_t size) {
+    return append(names, size, 0, "");
 }
 #endif

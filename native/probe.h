@@ -4,3 +4,6 @@
  * switched on, each followed by a space, and a final NUL. Returns the bytes written without the NUL, or -1 where
  * they do not fit in size bytes. */
 int32_t ci_probe_features(char *names, int32_t size);
+
+/* The same of what the processor has and the operating system has not switched on. */
+int32_t ci_probe_blocked(char *names, int32_t size);

@@ -18,12 +18,13 @@
 #include <unistd.h>
 #endif
 
-/* Shared by the team; lives on the stack of the thread that opens the region. Own cache lines: the three are written
- * at different times by different threads. */
+/* Shared by the team; lives on the stack of the thread that opens the region. Own cache lines: the first three are
+ * written at different times by different threads. */
 typedef struct ci_barrier {
     _Alignas(64) _Atomic int32_t arrived;
     _Alignas(64) _Atomic int32_t generation;
     _Alignas(64) _Atomic int32_t sleepers;
+    _Atomic int32_t spins; /* that a wait makes before it offers the processor to others */
 } ci_barrier;
 
 typedef struct ci_team {
@@ -32,9 +33,10 @@ typedef struct ci_team {
     ci_barrier *barrier;
 } ci_team;
 
-/* Pauses (about 20-50 us on current cores), then offers of the processor to others, then sleep: so a team larger than
- * the machine loses a time slice and not the whole run. */
-enum { CI_SPINS = 2000, CI_YIELDS = 50 };
+/* Pauses (CI_SPINS are about 20-50 us on current cores), then offers of the processor to others, then sleep. Waits that
+ * pauses alone did not end halve the pauses of the next, others double them: where threads outnumber processors, the
+ * one that is waited for cannot run until somebody makes room. */
+enum { CI_SPINS = 2048, CI_LEAST_SPINS = 8, CI_YIELDS = 1000 };
 
 /* Sleep until the generation is no longer `generation`, or a little while; wakes may be spurious. */
 static inline void ci_barrier_sleep(ci_barrier *barrier, int32_t generation) {
@@ -71,14 +73,19 @@ static inline void ci_team_meet(const ci_team *team) {
         ci_barrier_wake(barrier);
         return;
     }
-    for (int32_t tries = 0; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; tries++) {
-        if (tries < CI_SPINS)
+    const int32_t spins = atomic_load_explicit(&barrier->spins, memory_order_relaxed);
+    int32_t tries = 0;
+    for (; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; tries++) {
+        if (tries < spins)
             cpu_relax();
-        else if (tries < CI_SPINS + CI_YIELDS)
+        else if (tries < spins + CI_YIELDS)
             sched_yield();
         else
             ci_barrier_sleep(barrier, generation);
     }
+    const int32_t next = tries > spins ? spins / 2 : spins * 2;
+    if (next >= CI_LEAST_SPINS && next <= CI_SPINS)
+        atomic_store_explicit(&barrier->spins, next, memory_order_relaxed);
 }
 
 /* The share [*begin, *end) of n items that thread id of the team owns: contiguous, sizes differ by at most one. */
@@ -130,7 +137,7 @@ static inline void ci_team_fork(int32_t n, ci_barrier *barrier, ci_team_body *bo
 /* Run body on n threads at once (fewer where the OpenMP runtime gives fewer) and wait for all: one fork and join. One
  * thread is the caller's, and the runtime's own stay as they are. */
 static inline void ci_team_run(int32_t n, ci_team_body *body, void *argument) {
-    ci_barrier barrier = {0};
+    ci_barrier barrier = {.spins = CI_SPINS};
     if (n == 1) {
         body(&(ci_team){0, 1, &barrier}, argument);
         return;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cpuinfer.cli.boundary import usage
-from cpuinfer.cli.options import KV, Device, DeviceName, Isa, Json, KVName
+from cpuinfer.cli.options import KV, Device, DeviceName, Json, KVName
 
 if TYPE_CHECKING:
     from cpuinfer.cli.bench_run import Runner
@@ -74,7 +75,13 @@ def bench(
     ] = None,
     r: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Timed repetitions.")] = 5,
     o: Annotated[Output, typer.Option("-o", "--output", help="Format of the report.")] = Output.md,
-    isa: Isa = None,
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            "--isa",
+            help="ISA level, or `all` that run here, in turn. [default: CPUINFER_ISA, or the best]",
+        ),
+    ] = None,
     device: Device = DeviceName.auto,
     kv_type: KV = KVName.f16,
     peer: Peers = None,
@@ -87,22 +94,31 @@ def bench(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.PNG", help="Draw the roofline with the ops on it."),
+        typer.Option(
+            metavar="OUT.PNG",
+            help="Draw the roofline with the ops on it; of `compare`: all speeds of the reports.",
+        ),
     ] = None,
+    fingerprint: Annotated[
+        bool,
+        typer.Option("--fingerprint", help="Also the fingerprint that `verify` prints, per level."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Measure tokens per second of prompts and of generation. Flags and fields are llama-bench's.
 
     Lists take commas, repetition and ranges (1-8*2, 128-512+128). As there: random tokens, no sampling, one warm-up.
-    `bench compare A.json B.json` says which differences between two reports exceed the noise.
+    `bench compare A.json B.json` says which differences between two reports exceed the noise, and puts reports of any
+    number of machines into one table.
     """
     if model and model[0] == "compare":
         from cpuinfer.cli.bench_compare import compare
 
-        return compare(model[1:], json)
+        return compare(model[1:], json, plot)
     from dataclasses import asdict, replace
 
     from cpuinfer.cli.bench_spec import Report, cases, numbers, pairs
+    from cpuinfer.cli.load import settle
     from cpuinfer.cli.output import print_json
     from cpuinfer.cli.stats_table import markdown
     from cpuinfer.machine.cpu import default_threads
@@ -122,9 +138,16 @@ def bench(
             )
         )
         threads = numbers("-t", t, least=1) if t else [default_threads().count]
+    levels = _levels(isa, device)
+    settle(max(threads) if t else None)
     if peer:
         from cpuinfer.cli.bench_peer import beside
 
+        if len(levels) > 1 or fingerprint:
+            raise typer.BadParameter(
+                "other engines stand beside one level, and their report has its fingerprint",
+                param_hint="--peer",
+            )
         if (
             stats
             or plot
@@ -138,7 +161,7 @@ def bench(
         text = "json" if json or o is Output.json else "md"
         return beside(peer, models, threads, every, r, kv_type.value, isa, ubatch, text)
     if plot is not None:
-        _check_plot(plot, threads)
+        _check_plot(plot, threads, levels)
     if stats is None:
         stats = json or o in (Output.json, Output.jsonl) or plot is not None
     report = Report("none" if json else o.value)
@@ -147,14 +170,19 @@ def bench(
     _write(report.begin(), json)
     for name in models:
         for count in threads:
-            runner = _runner(name, every, count, isa, device, kv_type, ubatch)
+            runners = [
+                _runner(name, every, count, level, device, kv_type, ubatch) for level in levels
+            ]
+            prints = [runner.fingerprint() if fingerprint else None for runner in runners]
             for case in every:
-                result = measure(runner, case, r)
-                if stats and (profile := runner.profile(case)) is not None:
-                    profiles.append((case.label, profile))
-                    result = replace(result, stats=profile.as_json())
-                results.append(result)
-                _write(report.line(result, case.label), json)
+                measured = measure(runners, case, r)
+                for runner, result, value in zip(runners, measured, prints, strict=True):
+                    result = replace(result, fingerprint=value)
+                    if stats and (profile := runner.profile(case)) is not None:
+                        profiles.append((case.label, profile))
+                        result = replace(result, stats=profile.as_json())
+                    results.append(result)
+                    _write(report.line(result, case.label), json)
     _write(report.end(), json)
     if o is Output.md:
         for label, profile in profiles:
@@ -165,11 +193,25 @@ def bench(
         print_json({"results": [asdict(result) for result in results]})
 
 
-def _check_plot(path: Path, threads: list[int]) -> None:
+def _levels(isa: str | None, device: DeviceName) -> list[str | None]:
+    """The levels to run, least first. Raises a usage error for all levels of a device that has none."""
+    if isa != "all":
+        return [isa]
+    from cpuinfer.machine.isa import levels, problem
+
+    if device not in (DeviceName.auto, DeviceName.native):
+        raise typer.BadParameter(f"the device {device} has no levels", param_hint="--isa")
+    return [level.name for level in levels() if level.runnable and not problem(level)]
+
+
+def _check_plot(path: Path, threads: list[int], levels: list[str | None]) -> None:
     from cpuinfer.machine.plot import check_plotting
 
-    if len(threads) > 1:
-        raise typer.BadParameter("a plot is of one number of threads", param_hint="--plot")
+    if len(threads) > 1 or len(levels) > 1:
+        raise typer.BadParameter(
+            "a plot is of one number of threads and one level; `bench compare` draws several",
+            param_hint="--plot",
+        )
     check_plotting(path)
 
 
@@ -209,20 +251,27 @@ def _runner(
         return Runner(path, every, threads, isa, chosen, KVType(kv_type.value), ubatch)
 
 
-def measure(runner: Runner, case: Case, repetitions: int) -> Result:
-    """One test: the depth once, a warm-up, then the timed repetitions."""
-    from cpuinfer.cli.bench_spec import Result, spread
+def measure(runners: Sequence[Runner], case: Case, repetitions: int) -> list[Result]:
+    """One test on each: the depth once, a warm-up, then the timed repetitions, of all runners in turn."""
     from cpuinfer.cli.output import working
 
     started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    samples_ns = []
-    with working(f"{case.label}, {runner.threads} threads"):
-        runner.prefill(0, case.n_depth, case.n_seqs)
-        runner.warm_up(case)
+    samples_ns: list[list[int]] = [[] for _ in runners]
+    with working(f"{case.label}, {runners[0].threads} threads"):
+        for runner in runners:
+            runner.prefill(0, case.n_depth, case.n_seqs)
+            runner.warm_up(case)
         for _ in range(repetitions):
-            begin = time.perf_counter_ns()
-            runner.run(case)
-            samples_ns.append(time.perf_counter_ns() - begin)
+            for runner, samples in zip(runners, samples_ns, strict=True):
+                begin = time.perf_counter_ns()
+                runner.run(case)
+                samples.append(time.perf_counter_ns() - begin)
+    return [_result(*both, case, started) for both in zip(runners, samples_ns, strict=True)]
+
+
+def _result(runner: Runner, samples_ns: list[int], case: Case, started: str) -> Result:
+    from cpuinfer.cli.bench_spec import Result, spread
+
     samples_ts = [1e9 * case.n_tokens / ns for ns in samples_ns]
     avg_ns, stddev_ns = spread(samples_ns)
     avg_ts, stddev_ts = spread(samples_ts)

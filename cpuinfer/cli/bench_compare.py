@@ -1,4 +1,5 @@
-"""`cpuinfer bench compare A B`: which differences between two reports exceed the noise of their samples."""
+"""`cpuinfer bench compare A B...`: which differences between two reports exceed the noise of their samples, and reports
+of several machines in one table."""
 
 from __future__ import annotations
 
@@ -47,11 +48,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A report of `bench --peer` or of `bench` (json, jsonl or --json)."""
+    """A report of `bench --peer` or of `bench` (json, jsonl or --json). prints: fingerprints by model, KV type and level,
+    which are empty where the report does not say."""
 
     path: Path
     rows: Mapping[tuple[Any, ...], Row]
     fingerprints: Mapping[str, str]
+    prints: Mapping[tuple[str, str, str], str]
     machine: str | None
     commit: str | None
 
@@ -84,8 +87,13 @@ def load(path: Path) -> Loaded:
     machine = report.get("machine")
     cpu = machine.get("cpu") if isinstance(machine, dict) else results[0].get("cpu_info")
     commit = report.get("git_commit", results[0].get("build_commit"))
-    prints = report.get("fingerprints")
-    return Loaded(path, rows, prints if isinstance(prints, dict) else {}, cpu, commit)
+    whole = report.get("fingerprints")
+    whole = whole if isinstance(whole, dict) else {}
+    prints = {(str(model), "", ""): str(value) for model, value in whole.items()}
+    for row, result in zip(rows.values(), results, strict=True):
+        if isinstance(value := result.get("fingerprint"), str):
+            prints[str(row.key[0]), str(row.key[8]), str(row.key[7])] = value
+    return Loaded(path, rows, whole, prints, cpu, commit)
 
 
 def _row(path: Path, result: Any) -> Row:
@@ -167,26 +175,39 @@ def _paired(ours: Row, theirs: Row) -> list[float]:
     return [x / y for x, y in zip(ours.samples, theirs.samples, strict=True)]
 
 
-def compare(paths: Sequence[str], as_json: bool) -> None:
-    """Print what differs. Raises ValueError for reports that have no point in common."""
-    from cpuinfer.cli.output import print_json
+def compare(paths: Sequence[str], as_json: bool, plot: Path | None = None) -> None:
+    """Print what differs between two reports; of other machines, more reports or for a plot, the table of all.
 
-    if len(paths) != 2:
+    Raises ValueError for two reports of one machine that have no point in common.
+    """
+    from cpuinfer.cli import bench_merge
+    from cpuinfer.cli.output import note, print_json
+
+    if len(paths) < 2:
         raise typer.BadParameter(
-            f"expected two reports, got {len(paths)}: bench compare A.json B.json",
+            f"expected two reports or more, got {len(paths)}: bench compare A.json B.json",
             param_hint="compare",
         )
-    a, b = (load(Path(path)) for path in paths)
-    found = list(differences(a, b))
-    if not found:
+    reports = [load(Path(path)) for path in paths]
+    a, b = reports[:2]
+    merged = len(reports) > 2 or plot is not None or a.machine != b.machine
+    found = list(differences(a, b)) if len(reports) == 2 else []
+    if not found and not merged:
         raise ValueError(
             f"{a.path} and {b.path} have no point in common: models (by file name), tests, threads, engines and "
             "settings must be the same"
         )
+    speeds, prints = bench_merge.merge(reports), bench_merge.fingerprints(reports)
+    if plot is not None:
+        bench_merge.draw(plot, speeds)
+        note(f"speeds drawn to {plot}")
     if as_json:
-        print_json(_object(a, b, found))
-    else:
-        print("\n".join(_lines(a, b, found)))
+        print_json((_object(a, b, found) if found else {}) | bench_merge.as_json(speeds, prints))
+        return
+    if merged:
+        print("\n".join(bench_merge.lines(speeds, prints)))
+    if found:
+        print("\n".join([""] * merged + list(_lines(a, b, found))))
 
 
 def _object(a: Loaded, b: Loaded, found: Sequence[Difference]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Runner:
         ubatch: int,
     ) -> None:
         self.threads = threads
+        self._isa, self._name = isa, device
         self._path = path
         self._kv_type = kv_type
         self._ubatch = ubatch
@@ -49,6 +50,20 @@ class Runner:
         self._tables = np.arange(seqs * self._pages, dtype=np.int32).reshape(seqs, self._pages)
         self._meter: Meter | None = None
         self._random = np.random.default_rng(0)
+
+    def fingerprint(self) -> str:
+        """Of the logits, as `verify` prints it for this device, level and KV type."""
+        from cpuinfer.cli.verify import fingerprint
+        from cpuinfer.llm import LLM
+
+        with LLM(
+            self._path,
+            threads=self.threads,
+            device=self._name,
+            isa=self._isa,
+            kv_type=self._kv_type.value,
+        ) as llm:
+            return fingerprint(llm)
 
     def prefill(self, begin: int, n: int, seqs: int) -> None:
         """Positions begin .. begin+n-1 of each sequence in turn, in steps of at most ubatch tokens."""

@@ -108,6 +108,7 @@ class Result:
 
     samples_ns: nanoseconds of each repetition; samples_ts: tokens per second. Both have mean and sample deviation.
     bytes_per_token, read_bandwidth (bytes/s), roofline_share: of decoding, null for prompts.
+    fingerprint: of the logits, as `verify` prints it; null where not asked for.
     stats: of one more repetition, with every op timed: Stats.as_json of machine.roofline; null where not asked for.
     """
 
@@ -141,6 +142,7 @@ class Result:
     roofline_share: float | None = None
     samples_ns: list[int] = field(default_factory=list)
     samples_ts: list[float] = field(default_factory=list)
+    fingerprint: str | None = None
     stats: dict[str, Any] | None = None
 
 
@@ -149,7 +151,7 @@ def spread(samples: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(samples), statistics.stdev(samples) if len(samples) > 1 else 0.0
 
 
-_NOT_IN_CSV = ("samples_ns", "samples_ts", "stats")
+_NOT_IN_CSV = ("samples_ns", "samples_ts", "fingerprint", "stats")
 
 
 class Report:

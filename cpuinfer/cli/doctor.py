@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cpuinfer.cli.options import Isa, Json, Threads
+from cpuinfer.cli.options import KV, Isa, Json, KVName, MaxContext, Threads
 
 
 def doctor(
@@ -17,58 +16,127 @@ def doctor(
     ] = None,
     threads: Threads = None,
     isa: Isa = None,
+    kv_type: KV = KVName.f16,
+    max_context: MaxContext = None,
     json: Json = False,
 ) -> None:
-    """Show the processor, the ISA level and the threads with the reason for each, and measure the machine's ceilings."""
+    """Show the processor, the ISA level and the threads with the reason for each; test the kernels, measure the ceilings.
+
+    --kv-type and --max-context are of the MODEL.
+    """
+    from cpuinfer.cli.doctor_advice import advice
+    from cpuinfer.cli.doctor_text import lines
     from cpuinfer.cli.output import print_json
 
     found = examine(threads, isa)
     if model is not None:
-        found["model"] = memory_of(model)
+        from cpuinfer.cli.doctor_model import memory_of
+
+        found["model"] = memory_of(model, found["threads"], isa, kv_type.value, max_context)
+    found["advice"] = advice(found)
     if json:
         print_json(found)
     else:
-        _print(found)
+        print("\n".join(lines(found)))
 
 
 def examine(threads: int | None, isa: str | None) -> dict[str, Any]:
-    """Everything but the model."""
+    """Everything but the model and the advice."""
     import platform
 
-    from cpuinfer.cli.limit import machine
     from cpuinfer.cli.output import version
     from cpuinfer.machine import cpu
-    from cpuinfer.machine import isa as levels
+    from cpuinfer.machine import memory as machine
     from cpuinfer.machine.folders import cache_dir
 
     default = cpu.default_threads()
-    count = threads or default.count
-    library = levels.load(isa)
-    measured = machine(library.level, count, fresh=True)
+    fast, kind = cpu.performance_cores()
+    memory = machine.memory()
     return {
         "version": version(),
         "cpu": cpu.cpu_name(),
         "architecture": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "logical_cpus": os.cpu_count(),
+        "performance_cores": {"cpus": sorted(fast), "kind": kind} if fast else None,
         "caches": [
             {"level": c.level, "bytes": c.nbytes, "shared_by": c.shared_by} for c in cpu.caches()
         ],
-        "features": sorted(levels.processor_features()),
-        "levels": [
-            {"name": level.name, "runs": level.runnable, "why_not": level.why_not or None}
-            for level in levels.levels()
+        "numa": [
+            {"node": n.number, "cpus": sorted(n.cpus), "memory_bytes": n.nbytes}
+            for n in machine.nodes()
         ],
+        "threads": threads or default.count,
+        "threads_reason": "--threads" if threads else default.reason,
+        "thread_limits": [
+            {"threads": limit.count, "reason": limit.reason} for limit in cpu.thread_limits()
+        ],
+        "memory_bytes": memory.total,
+        "memory_available_bytes": memory.available,
+        "memory_limit_bytes": memory.limit,
+        "huge_pages": machine.huge_pages(),
+        "cache": str(cache_dir()),
+        **_native(threads or default.count, isa),
+    }
+
+
+def _native(threads: int, isa: str | None) -> dict[str, Any]:
+    """The levels, the one that was chosen, and what it reaches; the reason in `native_error` where there is none.
+
+    Raises ValueError for a level that was asked for and cannot be.
+    """
+    from cpuinfer.cli.limit import machine
+    from cpuinfer.machine import isa as levels
+
+    nothing: dict[str, Any] = {"isa": None, "isa_reason": None, "build_map": {}, "ceilings": None}
+    try:
+        known = levels.levels()
+    except (OSError, ValueError) as error:
+        if isa or os.environ.get(levels.ENVIRONMENT):
+            raise
+        return {**nothing, "features": [], "levels": [], "native_error": str(error)}
+    found = {
+        "features": sorted(levels.processor_features()),
+        "blocked_features": sorted(levels.blocked_features()),
+        "levels": [_level(level) for level in known],
+        "native_error": None,
+    }
+    try:
+        library = levels.load(isa)
+    except ValueError as error:
+        if isa or os.environ.get(levels.ENVIRONMENT):
+            raise
+        return {**found, **nothing, "native_error": str(error)}
+    measured = machine(library.level, threads, fresh=True)
+    return {
+        **found,
         "isa": library.level,
         "isa_reason": _isa_reason(isa),
         "build_map": library.build_map(),
-        "threads": count,
-        "threads_reason": "--threads" if threads else default.reason,
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "huge_pages": huge_pages(),
         "read_bandwidth": measured.bandwidth[-1][1],
         "ceilings": measured.as_json(),
-        "cache": str(cache_dir()),
+    }
+
+
+def _level(level: Any) -> dict[str, Any]:
+    """A level, and the result of its self-test where it can run: all of them are tested."""
+    from cpuinfer.machine import isa
+
+    why_not, test = level.why_not, None
+    if not why_not:
+        why_not = isa.problem(level)
+        try:
+            found = isa.self_test(level)
+        except ValueError:  # it did not load
+            pass
+        else:
+            test = {"cases": found.cases, "failed": found.failed, "seconds": found.seconds}
+    return {
+        "name": level.name,
+        "runs": not why_not,
+        "why_not": why_not or None,
+        "self_test": test,
     }
 
 
@@ -78,89 +146,3 @@ def _isa_reason(isa: str | None) -> str:
     if isa:
         return "--isa"
     return levels.ENVIRONMENT if os.environ.get(levels.ENVIRONMENT) else levels.best().reason
-
-
-def huge_pages(root: Path = Path("/sys/kernel/mm/transparent_hugepage")) -> str | None:
-    """The system's setting for transparent huge pages: always, madvise or never; None where it does not say."""
-    try:
-        text = (root / "enabled").read_text()
-    except OSError:
-        return None
-    return text.partition("[")[2].partition("]")[0] or None
-
-
-def memory_of(model: str) -> dict[str, Any]:
-    """Bytes that a model takes: its packed file, and the KV pages of 1,000 tokens as f16."""
-    from cpuinfer import hub
-    from cpuinfer.cli.load import load_program
-    from cpuinfer.graph.dtypes import KVType
-
-    path = hub.resolve(model, progress=True)
-    packed, program = load_program(path)
-    kv = program.kv
-    token = kv.n_layers * KVType.F16.token_bytes(kv.n_kv_heads, kv.head_dim)
-    return {
-        "name": model,
-        "path": str(path),
-        "packed_bytes": packed.nbytes,
-        "expanded": {name: kind.name for name, kind in packed.expanded.items()},
-        "kv_bytes_per_token": token,
-        "max_positions": program.max_positions,
-    }
-
-
-def _ceilings(found: dict[str, Any]) -> list[tuple[str, str]]:
-    sizes = {level["name"]: level["bytes"] for level in found["levels"]}
-    rows = [
-        (
-            f"{name} read",
-            f"{1e-9 * rate:.1f} GB/s" + (f", {_size(sizes[name])}" if name in sizes else ""),
-        )
-        for name, rate in found["bandwidth_by_level"].items()
-    ]
-    rows += [(f"{name} peak", f"{1e-9 * rate:.1f} GOP/s") for name, rate in found["peaks"].items()]
-    busy = " (others used the processors meanwhile: too low)" if found["busy"] else ""
-    return [("ceilings", f"{found['threads']} threads, {found['isa']}{busy}"), *rows]
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**20:g} MiB" if nbytes >= 1 << 20 else f"{nbytes / 2**10:g} KiB"
-
-
-def _print(found: dict[str, Any]) -> None:
-    from cpuinfer.cli.output import human_bytes
-
-    caches = ", ".join(
-        f"L{c['level']} {human_bytes(c['bytes'])}"
-        + (f" for {c['shared_by']}" if c["shared_by"] > 1 else "")
-        for c in found["caches"]
-    )
-    rows = [
-        ("cpuinfer", f"{found['version']}, Python {found['python']}"),
-        ("processor", f"{found['cpu']} ({found['architecture']})"),
-        ("caches", caches or "not known"),
-        ("features", " ".join(found["features"])),
-        ("ISA level", f"{found['isa']} ({found['isa_reason']})"),
-    ]
-    for level in found["levels"]:
-        rows.append(("", f"{level['name']}: {'runs' if level['runs'] else level['why_not']}"))
-    rows += [
-        ("build map", ", ".join(f"{h}: {folder}" for h, folder in found["build_map"].items())),
-        ("threads", f"{found['threads']} ({found['threads_reason']})"),
-        ("memory", human_bytes(found["memory_bytes"])),
-        ("huge pages", found["huge_pages"] or "not known"),
-        ("cache", found["cache"]),
-        *_ceilings(found["ceilings"]),
-    ]
-    if model := found.get("model"):
-        rows.append(
-            (
-                "model",
-                f"{model['name']}: {human_bytes(model['packed_bytes'])} packed, "
-                f"{human_bytes(model['kv_bytes_per_token'])} of KV per token (f16)",
-            )
-        )
-        if model["expanded"]:
-            rows.append(("", f"{len(model['expanded'])} tensors expanded to F32: no native kernel"))
-    for name, value in rows:
-        print(f"{name:<11} {value}")

@@ -111,8 +111,10 @@ def open_llm(
 ) -> LLM:
     """The model, fetched and packed where that was not done yet, with a sign of life on a terminal."""
     from cpuinfer import hub
+    from cpuinfer.cli.load import settle
     from cpuinfer.cli.output import chosen_device, expansion, note, working
 
+    settle(threads)
     path = hub.resolve(model, progress=True)
     chosen = chosen_device(device.value, isa)
     with working(f"loading {path.name}"):

@@ -28,3 +28,20 @@ def load_program(path: Path, max_positions: int | None = None) -> tuple[PackedMo
         rope_factors=None if factors is None else factors.data.view(np.float32),
     )
     return packed, program
+
+
+def settle(threads: int | None) -> None:
+    """Before a device is made: keep this process on performance cores, on machines that have others, unless somebody
+    chose the threads; and say so where more were chosen than can run."""
+    import os
+
+    from cpuinfer.cli.output import note
+    from cpuinfer.machine import cpu
+
+    if threads is None and not os.environ.get(cpu.ENVIRONMENT):
+        if cpus := cpu.stay_on_performance_cores():
+            note(f"cpuinfer: on the {len(cpus)} performance processors (-t chooses otherwise)")
+    elif (threads or cpu.default_threads().count) > (processors := cpu.processors()):
+        note(
+            f"cpuinfer: {processors} processors for more threads: the native device starts {processors}"
+        )

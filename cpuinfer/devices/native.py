@@ -25,7 +25,8 @@ from cpuinfer.machine.isa import Library, load
 class NativeDevice:
     """Runs Programs on the kernels of one ISA level.
 
-    threads: how many make a team (default: what machine.cpu finds). isa: the level's name (default: CPUINFER_ISA, or
+    threads: how many make a team (default: what machine.cpu finds); of more than there are processors only as many run,
+    as others would wait for their turn at every barrier, unless share_processors insists. isa: the level's name (default: CPUINFER_ISA, or
     the best). passes: what `compile` does to a Program first. measure: whether op_seconds measures. Raises ValueError
     for threads or a level that cannot be.
     """
@@ -40,11 +41,14 @@ class NativeDevice:
         passes: Mapping[str, Callable[[Program], Program]] = PASSES,
         allocator: Allocator = allocate,
         measure: bool = False,
+        share_processors: bool = False,
     ) -> None:
         if threads is None:
             self.threads = cpu.default_threads().count
         else:
             self.threads = cpu.check_threads(threads, "threads")
+        if not share_processors:
+            self.threads = min(self.threads, cpu.processors())
         self.library = load(isa)
         self._passes = passes
         self._allocator = allocator

@@ -9,11 +9,14 @@ import functools
 import os
 import platform
 import tomllib
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cpuinfer
+from cpuinfer.machine import selftest
 
 ENVIRONMENT = "CPUINFER_ISA"
 """Names the level to use instead of the best one; empty counts as unset."""
@@ -112,11 +115,21 @@ def native_folder() -> Path:
 @functools.cache
 def processor_features() -> frozenset[str]:
     """Names, as in isa.toml, of what the processor has and the operating system has switched on."""
+    return _probe("ci_probe_features")
+
+
+@functools.cache
+def blocked_features() -> frozenset[str]:
+    """Names of what the processor has and the operating system, or a virtual machine's host, has not switched on."""
+    return _probe("ci_probe_blocked")
+
+
+def _probe(function: str) -> frozenset[str]:
     folder = native_folder()
     ffi = _ffi(folder / "probe.h")
     lib = ffi.dlopen(str(folder / "libcpuinfer_probe.so"))
     names = ffi.new("char[]", 4096)
-    if lib.ci_probe_features(names, len(names)) < 0:
+    if getattr(lib, function)(names, len(names)) < 0:
         raise RuntimeError("the probe's feature names do not fit in its buffer")
     return frozenset(ffi.string(names).decode().split())
 
@@ -145,7 +158,8 @@ def levels() -> tuple[Level, ...]:
 def choose(name: str | None = None) -> Level:
     """The level of that name; without one, that of $CPUINFER_ISA; without that, the best.
 
-    Raises ValueError for a level that is unknown or cannot run here: it says why, and names those that can.
+    Raises ValueError for a level that is unknown, cannot run here or fails its self-test: it says why, and names
+    those that can run.
     """
     source = "isa" if name else ENVIRONMENT
     name = name or os.environ.get(ENVIRONMENT) or None
@@ -153,56 +167,91 @@ def choose(name: str | None = None) -> Level:
         return best().level
     names = ", ".join(level.name for level in levels() if level.runnable) or "none"
     for level in levels():
-        if level.name == name and level.runnable:
-            return level
+        if level.name == name and (why := level.why_not or problem(level)):
+            raise ValueError(f"{source}: level {name!r} cannot run: {why}; can run: {names}")
         if level.name == name:
-            raise ValueError(
-                f"{source}: level {name!r} cannot run: {level.why_not}; can run: {names}"
-            )
+            return level
     raise ValueError(f"{source}: unknown level {name!r}; can run here: {names}")
 
 
 def best() -> Choice:
-    """The last level that runs here; one to be measured only where it is faster than what it would replace.
+    """The last level that runs here and passes its self-test; one to be measured only where it is faster than what it
+    would replace. Warns of every level that it refuses.
 
-    Raises ValueError where no level runs.
+    Raises ValueError where no level is left.
     """
-    found: Choice | None = None
-    for level in levels():
-        if not level.runnable:
-            continue
-        if found is None or not level.measured:
-            found = Choice(level, "the highest that runs here")
-            continue
-        from cpuinfer.machine.contest import compare
-
-        other = found.level
-        seconds = compare(_load(other), _load(level))
-        winner = level if seconds[1] < seconds[0] else other
-        times = f"{other.name} {seconds[0] * 1e6:.0f} us, {level.name} {seconds[1] * 1e6:.0f} us"
-        found = Choice(winner, f"the faster one in a bf16 product: {times}")
+    found = _best([level for level in levels() if level.runnable])
     if found is None:
-        reasons = "; ".join(f"{level.name}: {level.why_not}" for level in levels())
-        raise ValueError(f"no ISA level runs on this processor ({reasons or 'none is known'})")
+        why = [f"{level.name}: {level.why_not or problem(level)}" for level in levels()]
+        raise ValueError(
+            f"no ISA level runs on this processor ({'; '.join(why) or 'none is known'})"
+        )
     return found
 
 
-def load(name: str | None = None) -> Library:
-    """The library of a level, chosen as `choose` does; each is loaded once.
+def _best(runnable: Sequence[Level]) -> Choice | None:
+    if not runnable:
+        return None
+    *lower, level = runnable
+    if why := problem(level):
+        found = _best(lower)
+        _warn(level.name, why, found.level.name if found else None)
+        return found
+    other = _best(lower) if level.measured else None
+    if other is None:
+        return Choice(level, "the highest that runs here")
+    from cpuinfer.machine.contest import compare
 
-    Raises ValueError as `choose` does, and for a library that does not load.
-    """
-    return _load(choose(name))
+    seconds = compare(untested(other.level), untested(level))
+    times = f"{other.level.name} {seconds[0] * 1e6:.0f} us, {level.name} {seconds[1] * 1e6:.0f} us"
+    winner = level if seconds[1] < seconds[0] else other.level
+    return Choice(winner, f"the faster one in a bf16 product: {times}")
 
 
 @functools.cache
-def _load(level: Level) -> Library:
+def _warn(level: str, why: str, instead: str | None) -> None:
+    """Once per process."""
+    from cpuinfer.machine.cpu import cpu_name
+
+    used = f"using {instead!r}" if instead else "no other level is left"
+    warnings.warn(
+        f"the ISA level {level!r} is not used: {why}; {used}. Answers stay right, but may come slower. Please "
+        f"report this with the output of `cpuinfer doctor --json` (processor: {cpu_name()})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def self_test(level: Level) -> selftest.SelfTest:
+    """The self-test of a runnable level; each is run once. Raises ValueError as `untested` does."""
+    return selftest.run(untested(level))
+
+
+def problem(level: Level) -> str:
+    """Why a level with a library must not be used, in words: it does not load, or fails its self-test; else empty."""
+    try:
+        return self_test(level).problem
+    except ValueError as error:
+        return str(error)
+
+
+def load(name: str | None = None) -> Library:
+    """The library of a level, chosen as `choose` does; each is loaded and tested once.
+
+    Raises ValueError as `choose` does.
+    """
+    return untested(choose(name))
+
+
+@functools.cache
+def untested(level: Level) -> Library:
+    """The library of a runnable level, whatever its self-test says. Raises ValueError where it does not load."""
     ffi = _ffi(native_folder() / "api.h")
     try:
-        lib = ffi.dlopen(str(level.library))
+        return Library(level.name, ffi, ffi.dlopen(str(level.library)))
     except OSError as error:
-        raise ValueError(f"level {level.name!r}: its library does not load: {error}") from error
-    return Library(level.name, ffi, lib)
+        raise ValueError(f"its library does not load: {error}") from error
 
 
 @functools.cache

@@ -40,7 +40,7 @@ def _native(level: str, threads: int = 1) -> object:
 
     from cpuinfer.devices.native import NativeDevice
 
-    return NativeDevice(threads, level, passes={}, allocator=guarded)
+    return NativeDevice(threads, level, passes={}, allocator=guarded, share_processors=True)
 
 
 def test_table_has_every_kind() -> None:

@@ -50,7 +50,7 @@ def logits(device: NativeDevice, batch: Batch) -> NDArray[np.float32]:
 def test_any_team_gives_the_same_bits(level: str, threads: int) -> None:
     """8 threads are more than many machines have: the barrier must let others run."""
     one = logits(NativeDevice(1, LEVELS[0]), ragged())
-    many = logits(NativeDevice(threads, level), ragged())
+    many = logits(NativeDevice(threads, level, share_processors=True), ragged())
     assert np.isfinite(one).all() and one.any()
     assert many.tobytes() == one.tobytes()
 
@@ -70,7 +70,9 @@ def test_a_large_step_and_small_ones_give_the_same_bits(threads: int) -> None:
     every = list(range(256))
     limits = Limits(max_tokens=256, max_rows=256, n_pages=16, max_context=256)
     built = llama.build(tiny.METADATA, TYPES, max_positions=256)
-    executable = NativeDevice(threads).compile(built, tiny.weights(TYPES), limits)
+    executable = NativeDevice(threads, share_processors=True).compile(
+        built, tiny.weights(TYPES), limits
+    )
     assert executable.n_barriers(small=True) < executable.n_barriers(small=False)
     whole = executable.run(tiny.batch([tokens], [0], [pages], every)).copy()
     for begin, end in ((0, 1), (1, 3), (3, 40), (40, 256)):

@@ -33,6 +33,11 @@ def test_levels_need_what_their_bases_need() -> None:
         assert set(level.missing) <= set(level.features) - isa.processor_features()
 
 
+def test_a_feature_is_usable_or_blocked() -> None:
+    assert isa.processor_features()
+    assert not isa.processor_features() & isa.blocked_features()
+
+
 def test_the_best_level_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     best = [level.name for level in isa.levels() if level.runnable and not level.measured][-1]
     monkeypatch.setattr(contest, "compare", lambda one, other: (1.0, 1.0))

@@ -46,7 +46,10 @@ def native(matrix: WeightType, kv_type: KVType = KVType.F16, **options: Any) -> 
     from cpuinfer.devices.native import NativeDevice
 
     device: Device = NativeDevice(
-        options.pop("threads", 2), options.pop("isa", LEVELS[-1]), **options
+        options.pop("threads", 2),
+        options.pop("isa", LEVELS[-1]),
+        share_processors=True,
+        **options,
     )
     program, weights = model(matrix)
     return device.compile(program, weights, Limits(CONTEXT, CONTEXT, 9 * PAGES, CONTEXT, kv_type))
