@@ -30,7 +30,9 @@ def here(*arguments: str) -> dict[str, Any]:
 
 @everywhere
 def test_the_expected_level_is_chosen(processor: Processor) -> None:
-    code = "from cpuinfer.machine import isa; print(isa.best().level.name, *isa.processor_features())"
+    code = (
+        "from cpuinfer.machine import isa; print(isa.best().level.name, *isa.processor_features())"
+    )
     level, *features = processor.run("-c", code).split()
     assert processor.architecture in features
     assert level == processor.level
