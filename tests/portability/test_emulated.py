@@ -57,6 +57,13 @@ def test_answer(processor: Processor, real_model: Path) -> None:
     assert found["text"] == expected["text"]
 
 
+def test_conformance() -> None:
+    """Every kind of op on every level of Arm: near the reference, and the same bits on all and for any threads."""
+    tests = Path(__file__).parents[1] / "conformance/test_ops.py"
+    printed = PROCESSORS[-1].run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests))
+    assert " passed" in printed
+
+
 def test_doctor_names_the_level() -> None:
     processor = PROCESSORS[-1]
     found = processor.cpuinfer("doctor")
