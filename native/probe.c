@@ -69,7 +69,7 @@ static uint32_t saved_state(void) {
 /* CPUID of a leaf and subleaf; zeros where the processor does not have them. */
 static void query(uint32_t leaf, uint32_t subleaf, uint32_t r[4]) {
     memset(r, 0, 4 * sizeof *r);
-    if (leaf > __get_cpuid_max(0, NULL))
+    if (leaf > (uint32_t)__get_cpuid_max(0, NULL)) /* clang's is signed */
         return;
     if (subleaf > 0) {
         __cpuid_count(leaf, 0, r[EAX], r[EBX], r[ECX], r[EDX]);
@@ -123,6 +123,29 @@ int32_t ci_probe_features(char *names, int32_t size) {
     for (size_t i = 0; i < sizeof features / sizeof *features; i++)
         if (getauxval(features[i].word) >> features[i].bit & 1u)
             used = append(names, size, used, features[i].name);
+    return used;
+}
+
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+
+/* Apple, "Determining instruction set characteristics". Under Linux's names; every Apple processor has asimd. */
+static const struct {
+    const char *name, *key;
+} features[] = {
+    {"fphp", "hw.optional.arm.FEAT_FP16"},       {"asimdhp", "hw.optional.arm.FEAT_FP16"},
+    {"asimddp", "hw.optional.arm.FEAT_DotProd"}, {"i8mm", "hw.optional.arm.FEAT_I8MM"},
+    {"bf16", "hw.optional.arm.FEAT_BF16"},
+};
+
+int32_t ci_probe_features(char *names, int32_t size) {
+    int32_t used = append(names, size, append(names, size, 0, "aarch64"), "asimd");
+    for (size_t i = 0; i < sizeof features / sizeof *features; i++) {
+        int value = 0;
+        size_t length = sizeof value;
+        if (sysctlbyname(features[i].key, &value, &length, NULL, 0) == 0 && value)
+            used = append(names, size, used, features[i].name);
+    }
     return used;
 }
 

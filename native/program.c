@@ -1,7 +1,6 @@
 /* A step: walks the ops of a program inside one team of threads. */
 #include <fpmode.h>
 #include <string.h>
-#include <time.h>
 
 #include "kernels.h"
 #include "kv.h"
@@ -227,12 +226,6 @@ static void run_private(const ci_program *program, ci_op op, ci_step step) {
     kernels[op.kind](&op, &step);
 }
 
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void walk(const ci_team *team, void *argument) {
     const run *r = argument;
     const ci_program *program = r->program;
@@ -246,14 +239,14 @@ static void walk(const ci_team *team, void *argument) {
         .shared_area = r->kernels_area,
         .token_pages = r->token_pages,
     };
-    double last = seconds ? now() : 0.0;
+    double last = seconds ? os_seconds() : 0.0;
     for (int32_t i = 0; i < r->n_ops; i++) {
         const ci_op *op = &program->ops[i];
         step.counter = &r->counters[i];
         if (r->small ? op->barrier_if_small : op->barrier_before)
             ci_team_meet(team);
         if (seconds && i > 0) { /* the wait for the others belongs to the op that they were late in */
-            double t = now();
+            double t = os_seconds();
             seconds[i - 1] += t - last;
             last = t;
         }
@@ -265,7 +258,7 @@ static void walk(const ci_team *team, void *argument) {
     if (program->op_seconds && r->n_ops > 0) {
         ci_team_meet(team);
         if (seconds)
-            seconds[r->n_ops - 1] += now() - last;
+            seconds[r->n_ops - 1] += os_seconds() - last;
     }
     fp_leave(mode);
 }

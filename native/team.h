@@ -11,12 +11,8 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <time.h>
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+
+#include "os.h"
 
 /* Shared by the team; lives on the stack of the thread that opens the region. Own cache lines: the first three are
  * written at different times by different threads. */
@@ -40,25 +36,16 @@ enum { CI_SPINS = 2048, CI_LEAST_SPINS = 8, CI_YIELDS = 1000 };
 
 /* Sleep until the generation is no longer `generation`, or a little while; wakes may be spurious. */
 static inline void ci_barrier_sleep(ci_barrier *barrier, int32_t generation) {
-#if defined(__linux__)
     atomic_fetch_add(&barrier->sleepers, 1);
-    syscall(SYS_futex, &barrier->generation, FUTEX_WAIT_PRIVATE, generation, NULL, NULL, 0);
+    os_wait(&barrier->generation, generation);
     atomic_fetch_sub(&barrier->sleepers, 1);
-#else
-    (void)barrier, (void)generation;
-    nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
-#endif
 }
 
 static inline void ci_barrier_wake(ci_barrier *barrier) {
-#if defined(__linux__)
-    /* Sequentially consistent with the add in ci_barrier_sleep: either the sleeper is seen here, or the kernel sees
+    /* Sequentially consistent with the add in ci_barrier_sleep: either the sleeper is seen here, or the system sees
      * the new generation and does not let it sleep. */
     if (atomic_load(&barrier->sleepers) > 0)
-        syscall(SYS_futex, &barrier->generation, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
-#else
-    (void)barrier;
-#endif
+        os_wake(&barrier->generation);
 }
 
 /* Returns in every thread once all have called it; what they wrote before is then visible to all. */

@@ -16,6 +16,7 @@ _GIT_SECONDS = 10
 def machine() -> dict[str, Any]:
     """Processor, cores, caches, memory, kernel, and the frequency governor; null for what the system does not say."""
     from cpuinfer.machine.cpu import caches, cpu_name, default_threads
+    from cpuinfer.machine.system import physical_memory
 
     usable = default_threads()
     return {
@@ -25,11 +26,11 @@ def machine() -> dict[str, Any]:
         "usable_threads": usable.count,
         "usable_threads_reason": usable.reason,
         "caches": [asdict(cache) for cache in caches()],
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": physical_memory(),
         "kernel": platform.release(),
         "system": platform.platform(),
         "governor": _text(_GOVERNOR),
-        "load_average": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
     }
 

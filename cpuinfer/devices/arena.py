@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cpuinfer.machine import system
 
 HUGE_PAGE = 2 << 20
 """Bytes of a huge page on x86-64 and of the usual one on Arm."""
@@ -23,21 +22,18 @@ def allocate(nbytes: int) -> NDArray[np.uint8]:
     Raises ValueError where they are more than the machine has, or the system does not give them.
     """
     remedy = "lower the KV budget, the context or the tokens of a step"
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    machine = system.physical_memory()
     if nbytes > machine:  # a system that overcommits would say yes, and kill the process later
         raise ValueError(
             f"{nbytes / 2**20:.0f} MiB of memory wanted, the machine has {machine / 2**20:.0f} MiB; {remedy}"
         )
     alignment = HUGE_PAGE if nbytes >= HUGE_PAGE else 64
     try:
-        mapping = mmap.mmap(-1, nbytes + alignment, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping = system.map_zeros(nbytes + alignment)
     except (OSError, OverflowError, MemoryError) as error:
         raise ValueError(
             f"the system gives no {nbytes / 2**20:.0f} MiB of memory ({error}); {remedy}"
         ) from error
-    if nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel built without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = np.frombuffer(mapping, np.uint8)
     start = -whole.ctypes.data % alignment
     return whole[start : start + nbytes]

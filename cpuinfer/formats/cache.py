@@ -8,7 +8,6 @@ is found again without reading it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from cpuinfer.formats.header import FormatError, map_file, read_header
 from cpuinfer.formats.packed import PackedModel, open_packed
 from cpuinfer.formats.packer import Progress, write_packed
 from cpuinfer.formats.replacing import replacing, temporary_prefix
+from cpuinfer.machine import system
 from cpuinfer.machine.folders import cache_dir as default_cache_dir
 
 
@@ -130,5 +130,5 @@ def _locked(path: Path) -> Iterator[None]:
     would be a race.
     """
     with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        system.lock(file)
         yield

@@ -43,6 +43,7 @@ from cpuinfer.formats.header import (
 from cpuinfer.graph.dtypes import WeightType
 from cpuinfer.graph.r16k4 import packed_nbytes
 from cpuinfer.graph.weights import Weight
+from cpuinfer.machine import system
 
 PACK_VERSION = 2
 PACK_ALIGNMENT = 64
@@ -133,10 +134,7 @@ def from_header(mapping: mmap.mmap, header: Header) -> PackedModel:
     """`open_packed` for a file whose header is read already."""
     tensors = dict(zip((info.name for info in header.tensors), _tensors(header), strict=True))
     regions = header.regions(lambda info: tensors[info.name].nbytes, len(mapping))
-    if hasattr(mmap, "MADV_WILLNEED"):
-        mapping.madvise(
-            mmap.MADV_WILLNEED
-        )  # starts reading the disk now, while the caller builds its program
+    system.read_ahead(mapping)  # while the caller builds its program
     file_bytes = np.frombuffer(mapping, np.uint8)
     weights = {
         name: Weight(name, tensor.type, tensor.shape, file_bytes[slice(*regions[name])])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from cpuinfer.machine import system
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,18 +43,9 @@ def replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
             " (CPUINFER_CACHE)",
             os.fspath(target),
         ) from error
-    _sync_folder(target.parent)
+    system.sync_folder(target.parent)
 
 
 def temporary_prefix(target: Path) -> str:
     """What the names of `target`'s temporary files start with (they end in .tmp)."""
     return f".{target.name}."
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

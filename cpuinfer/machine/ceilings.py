@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from cpuinfer.machine import cpu
+from cpuinfer.machine import cpu, system
 from cpuinfer.machine.folders import cache_dir
 
 PEAKS: Mapping[str, tuple[str, ...]] = {
@@ -264,7 +264,7 @@ def working_sets(threads: int, each: int = 1) -> list[int]:
 
 def largest_set() -> int:
     """Bytes of which caches hold little: four times the last-level caches, an eighth of memory at most."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = system.physical_memory()
     return min(max(4 * last_level_cache(), _LEAST_BYTES), memory // 8, _MOST_BYTES)
 
 

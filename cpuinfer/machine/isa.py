@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import sys
 import tomllib
 import warnings
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from cpuinfer.machine import selftest
 
 ENVIRONMENT = "CPUINFER_ISA"
 """Names the level to use instead of the best one; empty counts as unset."""
+
+_SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 
 _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 
@@ -127,7 +130,7 @@ def blocked_features() -> frozenset[str]:
 def _probe(function: str) -> frozenset[str]:
     folder = native_folder()
     ffi = _ffi(folder / "probe.h")
-    lib = ffi.dlopen(str(folder / "libcpuinfer_probe.so"))
+    lib = ffi.dlopen(str(folder / f"libcpuinfer_probe{_SUFFIX}"))
     names = ffi.new("char[]", 4096)
     if getattr(lib, function)(names, len(names)) < 0:
         raise RuntimeError("the probe's feature names do not fit in its buffer")
@@ -149,7 +152,7 @@ def levels() -> tuple[Level, ...]:
         if entry.get("library", True):
             features = _features(entries, name)
             missing = tuple(feature for feature in features if feature not in present)
-            path = folder / f"libcpuinfer_{name}.so"
+            path = folder / f"libcpuinfer_{name}{_SUFFIX}"
             library = path if path.is_file() else None
             found.append(Level(name, features, missing, library, entry.get("when") == "measured"))
     return tuple(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,6 +11,7 @@ import transformers
 
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.peers import Start
+from cpuinfer.machine.system import physical_memory
 
 TYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
@@ -23,7 +23,7 @@ class Transformers:
         torch.set_num_threads(start.threads)
         source = Path(start.path or start.model)
         self._models: dict[str, Any] = {}
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = physical_memory()
         for name, dtype in TYPES.items():
             model = _load(source, dtype)
             parameters = sum(p.numel() for p in model.parameters())
