@@ -55,6 +55,19 @@ DOT_INLINE int32_t tile_bytes(const form f) {
     return header_bytes(f) + tile_blocks(f) * codes_bytes(f.codes);
 }
 
+/* Bytes of a panel: whole tiles. */
+DOT_INLINE int64_t form_bytes(const form f, int32_t k) {
+    return ((int64_t)k / 32 + tile_blocks(f) - 1) / tile_blocks(f) * tile_bytes(f);
+}
+
+/* Where block i of a panel lies. */
+DOT_INLINE const uint8_t *tile_of(const form f, const uint8_t *panel, int32_t i) {
+    return panel + (int64_t)(i / tile_blocks(f)) * tile_bytes(f);
+}
+DOT_INLINE const uint8_t *codes_of(const form f, const uint8_t *tile, int32_t i) {
+    return tile + header_bytes(f) + i % tile_blocks(f) * codes_bytes(f.codes);
+}
+
 /* 16 bytes at a time, as 16-bit elements: the shifts that every level has. */
 typedef uint16_t bytes16 __attribute__((vector_size(16)));
 

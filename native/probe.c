@@ -93,6 +93,25 @@ int32_t ci_probe_features(char *names, int32_t size) {
     return used;
 }
 
+#if defined(__linux__)
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Linux, Documentation/arch/x86/xstate.rst: what is as large as the tiles' data must be asked for, once a process. */
+int32_t ci_probe_permit(const char *name) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (strcmp(name, "amx_tile"))
+        return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) ? errno : 0;
+}
+#else
+int32_t ci_probe_permit(const char *name) {
+    (void)name;
+    return 0;
+}
+#endif
+
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
@@ -117,8 +136,18 @@ int32_t ci_probe_features(char *names, int32_t size) {
     return used;
 }
 
+int32_t ci_probe_permit(const char *name) {
+    (void)name;
+    return 0;
+}
+
 #else
 int32_t ci_probe_features(char *names, int32_t size) {
     return append(names, size, 0, "unknown");
+}
+
+int32_t ci_probe_permit(const char *name) {
+    (void)name;
+    return 0;
 }
 #endif

@@ -4,3 +4,7 @@
  * switched on, each followed by a space, and a final NUL. Returns the bytes written without the NUL, or -1 where
  * they do not fit in size bytes. */
 int32_t ci_probe_features(char *names, int32_t size);
+
+/* Asks the operating system to let this process use a feature that the processor has. Returns 0 where it does, or where
+ * nobody need be asked; else the number of its error. */
+int32_t ci_probe_permit(const char *name);
