@@ -17,7 +17,9 @@
 #include "rope.h"
 
 enum {
-    CHUNK_TOKENS = 96,        /* a multiple of every tile height up to 8, but 5 and 7 */
+    /* A multiple of every tile height up to 8, but 5 and 7. A matrix unit is fast enough for the unpacking of panels to
+     * show: more tokens share it. */
+    CHUNK_TOKENS = TILE_MR ? 16 * TILE_MR : 96,
     CHUNK_BYTES = 1280 << 10, /* of input rows: they come from L3, a stretch of K at a time */
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */

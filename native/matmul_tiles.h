@@ -29,6 +29,7 @@ DOT_INLINE void tile_unpack(const form f, uint8_t *out, const uint8_t *panel, in
         const int i = block % tile_blocks(f);
         int16_t room[2 * CI_ROWS];
         int8_t *bytes = (int8_t *)out + tile_header_bytes(f);
+        fetch_ahead(f, codes);
         vf_store((float *)(void *)out, block_scale(f, header, i));
         if (f.mins)
             vf_store((float *)(void *)(out + 64), block_min(f, header, i));

@@ -1,4 +1,4 @@
-/* Bare integer products: TDPBSSD on tiles as tiles.h sets them up, for codes of 4 and 8 bits alike. */
+/* Bare integer products: TDPBSSD on whole tiles, for codes of 4 and 8 bits alike. */
 #ifndef CPUINFER_PEAKS_H
 #define CPUINFER_PEAKS_H
 #include <dot.h>
@@ -8,10 +8,15 @@
 #define PEAK_TILES 1
 
 /* Of one repetition. */
-enum { PEAK_TILE_PRODUCTS = 4 * TILE_MR * 16 * 32 };
+enum { PEAK_TILE_PRODUCTS = 4 * 16 * 16 * 64 };
 
 DOT_INLINE void peak_tiles(const uint8_t *bytes, int64_t repetitions) {
-    tiles_begin();
+    static const tile_config config = {
+        .palette = 1,
+        .row_bytes = {64, 64, 64, 64, 64, 64},
+        .rows = {16, 16, 16, 16, 16, 16},
+    };
+    _tile_loadconfig(&config);
     _tile_loadd(4, bytes, 0);
     _tile_loadd(5, bytes, 0);
     _tile_zero(0);
@@ -24,6 +29,6 @@ DOT_INLINE void peak_tiles(const uint8_t *bytes, int64_t repetitions) {
         _tile_dpbssd(2, 4, 5);
         _tile_dpbssd(3, 4, 5);
     }
-    tiles_end();
+    _tile_release();
 }
 #endif

@@ -8,14 +8,17 @@
 /* 12 tokens x 2 panels have 24 f32 accumulators in registers, which a block's sums, scales and a broadcast join. */
 #define TILE_MR 12
 
-/* Palette 1 (Intel 64 and IA-32 Software Developer's Manual, volume 1, chapter 18): tiles 0 to 3 are sums, 4 tokens, 5
- * to 7 codes. */
+/* As LDTILECFG wants it; palette 1 has 8 tiles of at most 16 rows of 64 bytes (Intel 64 and IA-32 Software Developer's
+ * Manual, volume 1, chapter 18). */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_config;
+
+/* Tiles 0 to 3 are sums, 4 tokens, 5 to 7 codes. */
 DOT_INLINE void tiles_begin(void) {
-    static const struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t row_bytes[16];
-        uint8_t rows[16];
-    } config = {
+    static const tile_config config = {
         .palette = 1,
         .row_bytes = {64, 64, 64, 64, 32, 64, 64, 64},
         .rows = {TILE_MR, TILE_MR, TILE_MR, TILE_MR, TILE_MR, 8, 8, 8},

@@ -5,7 +5,7 @@
 #define CPUINFER_DOT_H
 #include <vi16.h>
 
-#define DOT_MR 8
+#define DOT_MR 6
 #define DOT_NP 1
 
 /* Unsigned times signed is exact for every code. */
@@ -80,27 +80,30 @@ DOT_INLINE int32x4_t dot_even(dot_sum2 s) {
 DOT_INLINE int32x4_t dot_odd(dot_sum2 s) {
     return vuzp2q_s32(s.low, s.high);
 }
-DOT_INLINE int32x4_t dot_start(dot_rows starts, int t) {
-    return vld1q_dup_s32((const int32_t *)(const void *)dot_row(starts, t));
+DOT_INLINE int32x4_t dot_start(const dot_rows *starts, int t) {
+    return starts ? vld1q_dup_s32((const int32_t *)(const void *)dot_row(*starts, t)) : vdupq_n_s32(0);
 }
 
 DOT_INLINE void dot_block(int mr, int np, vi16 *dot, const uint8_t *const *blocks, const int form, dot_rows rows,
                           const dot_rows *starts) {
-    const int32x4_t zero = vdupq_n_s32(0);
     dot_x2 pairs[DOT_PAIRS];
     dot_x last;
+    int32x4_t begin[DOT_PAIRS], last_begin = vdupq_n_s32(0);
     (void)np;
     dot_load_pairs(mr, pairs, &last, rows);
 #pragma GCC unroll 4
+    for (int p = 0; p < mr / 2; p++)
+        begin[p] = vzip1q_s32(dot_start(starts, 2 * p), dot_start(starts, 2 * p + 1));
+    if (mr % 2)
+        last_begin = dot_start(starts, mr - 1);
+#pragma GCC unroll 4
     VF_QUARTERS {
         dot_sum2 sums[DOT_PAIRS];
-        int32x4_t last_sum = starts && mr % 2 ? dot_start(*starts, mr - 1) : zero;
+        int32x4_t last_sum = last_begin;
         dot_pin_pairs(mr, pairs, &last);
 #pragma GCC unroll 4
-        for (int p = 0; p < mr / 2; p++) {
-            sums[p].low = starts ? vzip1q_s32(dot_start(*starts, 2 * p), dot_start(*starts, 2 * p + 1)) : zero;
-            sums[p].high = sums[p].low;
-        }
+        for (int p = 0; p < mr / 2; p++)
+            sums[p] = (dot_sum2){begin[p], begin[p]};
 #pragma GCC unroll 4
         for (int n = 0; n < 4; n++) /* both nibbles of a byte in turn */
             dot_add(mr, sums, &last_sum, blocks[0], form, form >= CODES_U4 ? 2 * n : n / 2 * 2 + n % 2 * 4, i, pairs,
