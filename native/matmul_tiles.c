@@ -1,10 +1,10 @@
 /* Sweeps of a matrix unit: the unit makes a block's integer dots for a tile of tokens, which go through memory to the
- * sums of all tokens, in registers; it is at the next block meanwhile. */
+ * tokens' sums, in registers. It is two blocks ahead: its latency and that of its stores are as long as a block. */
 #include "matmul_tiles.h"
 
 #include <dot.h>
 
-enum { MOST_TOKENS = TILE_MR ? TILE_MR : 1, MOST_PANELS = 2, MOST_PARTS = 2 };
+enum { MOST_TOKENS = TILE_MR ? TILE_MR : 1, MOST_PANELS = 2, MOST_PARTS = 2, AHEAD = 2 };
 
 /* Forms whose tile_parts and headers are those of a sweep's. */
 #define SCALE ((form){0})
@@ -27,13 +27,23 @@ DOT_INLINE place place_next(place p, int64_t bytes) {
     return (place){dot_rows_next(p.first, bytes), dot_rows_next(p.seventh, bytes)};
 }
 
-DOT_INLINE void dots(const int np, const form f, int32_t *sums, const uint8_t *panel, int64_t panel_bytes,
-                     const char *x, int64_t x_stride) {
+/* Where a tile stands. */
+typedef struct stand {
+    const char *x; /* token 0's values of the block */
+    place d, s;    /* the tokens' scales, and what the form takes of their sums */
+    const uint8_t *panel;
+    int32_t left; /* blocks */
+} stand;
+
+/* The dots of the block `ahead` of where the tile stands. */
+DOT_INLINE void make_dots(const int np, const form f, const int odd, int32_t *sums, const ci_tile *tile,
+                          const stand *at, const int ahead) {
     const int8_t *codes[MOST_PANELS * MOST_PARTS];
     const int parts = tile_parts(f);
+    const int8_t *first = (const int8_t *)at->panel + ahead * tile_block_bytes(f) + tile_header_bytes(f);
     for (int i = 0; i < np * parts; i++)
-        codes[i] = (const int8_t *)panel + i / parts * panel_bytes + tile_header_bytes(f) + i % parts * 512;
-    tile_dots(np * parts, sums, (const int8_t *)x, x_stride, codes);
+        codes[i] = first + i / parts * tile->panel_bytes + i % parts * 512;
+    tile_dots(np * parts, odd, sums, (const int8_t *)at->x + 32 * ahead, tile->x_stride, codes);
 }
 
 DOT_INLINE vf16 dot_at(const int32_t *sums, const int i, const int t) {
@@ -43,8 +53,9 @@ DOT_INLINE vf16 dot_at(const int32_t *sums, const int i, const int t) {
 }
 
 /* Add one block to acc[TILE_MR][np], as add_block of matmul_int.h does. */
-DOT_INLINE void add_dots(const int np, const form f, const int32_t *sums, const uint8_t *panel, int64_t panel_bytes,
-                         place d, place s, vf16 *acc) {
+DOT_INLINE void add_dots(const int np, const form f, const int32_t *sums, int64_t panel_bytes, const stand *at,
+                         vf16 *acc) {
+    const uint8_t *panel = at->panel;
     vf16 w_scale[MOST_PANELS], w_min[MOST_PANELS];
 #pragma GCC unroll 2
     for (int p = 0; p < np; p++) {
@@ -55,7 +66,7 @@ DOT_INLINE void add_dots(const int np, const form f, const int32_t *sums, const 
 #pragma GCC unroll 16
     for (int t = 0; t < TILE_MR; t++) {
         float scale, scaled;
-        memcpy(&scale, place_row(d, t), sizeof scale);
+        memcpy(&scale, place_row(at->d, t), sizeof scale);
 #pragma GCC unroll 2
         for (int p = 0; p < np; p++) {
             const int16_t *min_pairs = (const int16_t *)(const void *)(panel + p * panel_bytes + 128);
@@ -65,39 +76,59 @@ DOT_INLINE void add_dots(const int np, const form f, const int32_t *sums, const 
                 dot = vf_fma(dot, vf_set1(128.0f), dot_at(sums, i + 1, t));
             *sum = vf_fma(dot, vf_mul(w_scale[p], vf_set1(scale)), *sum);
             if (f.mins && f.halves) {
-                const vf16 mins = vi_to_float(vi_mul_pairs(min_pairs, place_row(s, t)));
+                const vf16 mins = vi_to_float(vi_mul_pairs(min_pairs, place_row(at->s, t)));
                 *sum = vf_fma(w_min[p], vf_mul(vf_set1(scale), mins), *sum);
             } else if (f.mins) {
-                memcpy(&scaled, place_row(s, t), sizeof scaled);
+                memcpy(&scaled, place_row(at->s, t), sizeof scaled);
                 *sum = vf_fma(w_min[p], vf_set1(scaled), *sum);
             }
         }
     }
 }
 
+/* One block, or nothing where none is left: its dots are at `now`, those of the block two ahead go to `then`. */
+DOT_INLINE void step(const int np, const form f, const int odd, const int32_t *now, int32_t *then, const ci_tile *tile,
+                     stand *at, vf16 *acc) {
+    if (at->left == 0)
+        return;
+    if (at->left > AHEAD)
+        make_dots(np, f, odd, then, tile, at, AHEAD);
+    add_dots(np, f, now, tile->panel_bytes, at, acc);
+    at->x += 32;
+    at->d = place_next(at->d, 4);
+    at->s = place_next(at->s, 4);
+    at->panel += tile_block_bytes(f);
+    at->left--;
+}
+
 /* TILE_MR tokens x np panels; nothing is stored for the first `skip` tokens, which another tile has. */
 DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t skip) {
-    _Alignas(64) int32_t sums[2][MOST_PANELS * MOST_PARTS * MOST_TOKENS * CI_ROWS];
+    enum { INTS = MOST_PANELS * MOST_PARTS * MOST_TOKENS * CI_ROWS };
+    _Alignas(64) int32_t sums[2 * AHEAD][INTS];
+    int32_t (*now)[INTS] = sums, (*then)[INTS] = sums + AHEAD;
     vf16 acc[MOST_TOKENS * MOST_PANELS];
-    const int32_t first = tile->begin / 32, blocks = tile->end / 32 - first;
+    const int32_t first = tile->begin / 32;
     const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
-    const char *x = tile->x + 32 * first;
-    const uint8_t *panel = tile->panel;
-    place d = place_next(place_at((const char *)row.scales, tile->x_stride), 4 * first);
-    place s = place_next(place_at(f.halves ? (const char *)row.half_sums : (const char *)row.scaled, tile->x_stride),
-                         4 * first);
+    const char *s = f.halves ? (const char *)row.half_sums : (const char *)row.scaled;
+    stand at = {
+        .x = tile->x + 32 * first,
+        .d = place_next(place_at((const char *)row.scales, tile->x_stride), 4 * first),
+        .s = place_next(place_at(s, tile->x_stride), 4 * first),
+        .panel = tile->panel,
+        .left = tile->end / 32 - first,
+    };
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
         acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * CI_ROWS) : vf_zero();
-    dots(np, f, sums[0], panel, tile->panel_bytes, x, tile->x_stride);
-    for (int32_t block = 0; block < blocks; block++) {
-        x += 32;
-        if (block + 1 < blocks)
-            dots(np, f, sums[(block + 1) % 2], panel + tile_block_bytes(f), tile->panel_bytes, x, tile->x_stride);
-        add_dots(np, f, sums[block % 2], panel, tile->panel_bytes, d, s, acc);
-        d = place_next(d, 4);
-        s = place_next(s, 4);
-        panel += tile_block_bytes(f);
+    make_dots(np, f, 0, now[0], tile, &at, 0);
+    if (at.left > 1)
+        make_dots(np, f, 1, now[1], tile, &at, 1);
+    while (at.left > 0) {
+        step(np, f, 0, now[0], then[0], tile, &at, acc);
+        step(np, f, 1, now[1], then[1], tile, &at, acc);
+        int32_t (*swap)[INTS] = now;
+        now = then;
+        then = swap;
     }
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)

@@ -29,32 +29,43 @@ DOT_INLINE void tiles_end(void) {
     _tile_release();
 }
 
-/* The memory barrier: to the compiler, TILELOADD does not read memory. */
-DOT_INLINE void tile_dots(const int n, int32_t *sums, const int8_t *x, int64_t x_stride, const int8_t *const *codes) {
+/* Multiply the tokens' tile with the codes at `from`, in tile `with`, to sums in tile `to`. */
+#define TILE_DOT(to, with, from)     \
+    do {                             \
+        _tile_loadd(with, from, 64); \
+        _tile_zero(to);              \
+        _tile_dpbssd(to, 4, with);   \
+    } while (0)
+
+/* Up to two blocks have tiles of their own for either value of `odd`, so that sums leave while the next are made. The
+ * memory barrier: to the compiler, TILELOADD does not read memory. */
+DOT_INLINE void tile_dots(const int n, const int odd, int32_t *sums, const int8_t *x, int64_t x_stride,
+                          const int8_t *const *codes) {
+    enum { BYTES = 64, INTS = 16 * TILE_MR };
     __asm__ volatile("" : : : "memory");
     _tile_loadd(4, x, x_stride);
-    _tile_loadd(5, codes[0], 64);
-    _tile_zero(0);
-    _tile_dpbssd(0, 4, 5);
-    if (n > 1) {
-        _tile_loadd(6, codes[1], 64);
-        _tile_zero(1);
-        _tile_dpbssd(1, 4, 6);
+    if (n <= 2 && odd) {
+        TILE_DOT(2, 7, codes[0]);
+        if (n == 2)
+            TILE_DOT(3, 5, codes[1]);
+        _tile_stored(2, sums, BYTES);
+        if (n == 2)
+            _tile_stored(3, sums + INTS, BYTES);
+        return;
     }
-    if (n > 2) {
-        _tile_loadd(7, codes[2], 64);
-        _tile_zero(2);
-        _tile_dpbssd(2, 4, 7);
-        _tile_loadd(5, codes[3], 64);
-        _tile_zero(3);
-        _tile_dpbssd(3, 4, 5);
-    }
-    _tile_stored(0, sums, 64);
+    TILE_DOT(0, 5, codes[0]);
     if (n > 1)
-        _tile_stored(1, sums + 16 * TILE_MR, 64);
+        TILE_DOT(1, 6, codes[1]);
     if (n > 2) {
-        _tile_stored(2, sums + 32 * TILE_MR, 64);
-        _tile_stored(3, sums + 48 * TILE_MR, 64);
+        TILE_DOT(2, 7, codes[2]);
+        TILE_DOT(3, 5, codes[3]);
+    }
+    _tile_stored(0, sums, BYTES);
+    if (n > 1)
+        _tile_stored(1, sums + INTS, BYTES);
+    if (n > 2) {
+        _tile_stored(2, sums + 2 * INTS, BYTES);
+        _tile_stored(3, sums + 3 * INTS, BYTES);
     }
 }
 

@@ -18,8 +18,10 @@ static inline void tiles_end(void) {
 }
 
 /* Dots of n (1, 2 or 4) blocks of 32 codes, at codes[i], with TILE_MR tokens, whose values are x_stride bytes apart:
- * sums[(i * TILE_MR + t) * 16 + row]. sums is aligned to 64 bytes. */
-DOT_INLINE void tile_dots(const int n, int32_t *sums, const int8_t *x, int64_t x_stride, const int8_t *const *codes) {
+ * sums[(i * TILE_MR + t) * 16 + row]. sums is aligned to 64 bytes. Calls come with `odd` 0 and 1 in turn. */
+DOT_INLINE void tile_dots(const int n, const int odd, int32_t *sums, const int8_t *x, int64_t x_stride,
+                          const int8_t *const *codes) {
+    (void)odd;
     for (int i = 0; i < n; i++)
         for (int t = 0; t < TILE_MR; t++)
             for (int r = 0; r < 16; r++) {
