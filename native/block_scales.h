@@ -55,6 +55,29 @@ DOT_INLINE int32_t tile_bytes(const form f) {
     return header_bytes(f) + tile_blocks(f) * codes_bytes(f.codes);
 }
 
+/* Bytes of a panel: whole tiles. */
+DOT_INLINE int64_t form_bytes(const form f, int32_t k) {
+    return ((int64_t)k / 32 + tile_blocks(f) - 1) / tile_blocks(f) * tile_bytes(f);
+}
+
+/* Where block i of a panel lies. */
+DOT_INLINE const uint8_t *tile_of(const form f, const uint8_t *panel, int32_t i) {
+    return panel + (int64_t)(i / tile_blocks(f)) * tile_bytes(f);
+}
+DOT_INLINE const uint8_t *codes_of(const form f, const uint8_t *tile, int32_t i) {
+    return tile + header_bytes(f) + i % tile_blocks(f) * codes_bytes(f.codes);
+}
+
+/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
+ * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
+enum { CI_AHEAD = 2048 };
+
+/* One block's worth of a panel, CI_AHEAD further. */
+DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
+    for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
+        __builtin_prefetch(codes + CI_AHEAD + i);
+}
+
 /* 16 bytes at a time, as 16-bit elements: the shifts that every level has. */
 typedef uint16_t bytes16 __attribute__((vector_size(16)));
 

@@ -48,7 +48,7 @@ def main(table: Path, architecture: str, selection: str, out: Path) -> None:
     """Write levels.cmake and the level sources of one architecture into `out`."""
     entries = tomllib.loads(table.read_text())["level"]
     levels = {e["name"]: e for e in entries if e["architecture"] == architecture}
-    libraries = [name for name, e in levels.items() if e.get("library", True)]
+    libraries = list(levels)
     if selection != "all":
         unknown = [name for name in selection.split(",") if name not in libraries]
         if unknown:

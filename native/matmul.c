@@ -7,6 +7,7 @@
  * of the panels stays in L2 while every tile of the chunk reads it. */
 #include "matmul.h"
 
+#include <tiles.h>
 #include <vec.h>
 #include <vmath.h>
 
@@ -16,7 +17,9 @@
 #include "rope.h"
 
 enum {
-    CHUNK_TOKENS = 96,        /* a multiple of every tile height up to 8, but 5 and 7 */
+    /* A multiple of every tile height up to 8, but 5 and 7. A matrix unit is fast enough for the unpacking of panels to
+     * show: more tokens share it. */
+    CHUNK_TOKENS = TILE_MR ? 16 * TILE_MR : 96,
     CHUNK_BYTES = 1280 << 10, /* of input rows: they come from L3, a stretch of K at a time */
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */
@@ -127,7 +130,10 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         tile.panel = unpack ? c->unpacked : from;
         for (int32_t p = 0; unpack && p < np; p++)
             format->unpack(c->unpacked + p * unpacked_bytes, from + p * panel_bytes, tile.end - tile.begin);
-        sweep(c, tiles, format->mr, np_index, tile);
+        if (unpack && format->unpacked_sweep)
+            format->unpacked_sweep(&tile, c->n, np);
+        else
+            sweep(c, tiles, format->mr, np_index, tile);
     }
 }
 
@@ -177,7 +183,8 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     ci_team_share(&step->team, (n_panels + group - 1) / group, &begin, &end);
     begin = share_begin(op, step, begin * group);
     end = share_begin(op, step, min32(end * group, n_panels));
-    int32_t longest = min32(rows, per_chunk);
+    const int32_t longest = min32(rows, per_chunk);
+    const int tiles = TILE_MR && op->in_type == CI_Q8A && longest >= TILE_MR;
     chunk c = {
         .op = op,
         .step = step,
@@ -188,6 +195,8 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     };
     c.unpacked = (uint8_t *)c.prepared + longest * c.prepared_stride;
     c.heads = (float *)(void *)(c.unpacked + unpacked_bytes(op));
+    if (tiles)
+        tiles_begin();
     for (c.first = 0; c.first < rows; c.first += per_chunk) {
         c.n = min32(per_chunk, rows - c.first);
         c.x = ci_in_row(op, c.first);
@@ -195,6 +204,8 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
         for (int32_t panel = begin; panel < end; panel += strip)
             run(&c, panel, min32(strip, end - panel));
     }
+    if (tiles)
+        tiles_end();
 }
 
 static inline vf16 load_part(const float *row, int32_t n, int32_t at) {

@@ -27,6 +27,8 @@ typedef struct ci_tile {
 } ci_tile;
 
 typedef void ci_tile_fn(const ci_tile *tile);
+/* The same for any number of tokens from the format's unpack_tokens on, and np (at most the format's) panels. */
+typedef void ci_sweep_fn(const ci_tile *tile, int32_t tokens, int32_t np);
 
 /* tiles[mr - 1][i]: mr tokens x (1, 2, 4)[i] panels; null where that does not fit the level's registers. */
 typedef ci_tile_fn *const ci_tiles[CI_MAX_MR][3];
@@ -46,6 +48,7 @@ typedef struct ci_format {
     int64_t (*unpacked_bytes)(int32_t k);
     void (*unpack)(uint8_t *out, const uint8_t *panel, int32_t k);
     const ci_tiles *unpacked_tiles;
+    ci_sweep_fn *unpacked_sweep; /* in their place, where the level has a matrix unit; else null */
     /* Columns first .. first+n-1 (n <= 32) of one row (< 16) of a panel of k columns, as GGUF defines the values. Of
      * quantised types, first is a multiple of 32 and n is 32. */
     void (*decode)(float *out, const uint8_t *panel, int32_t k, int32_t row, int32_t first, int32_t n);

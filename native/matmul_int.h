@@ -6,10 +6,7 @@
 
 #include "block_scales.h"
 #include "matmul.h"
-
-/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
- * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
-enum { CI_AHEAD = 2048 };
+#include "matmul_tiles.h"
 
 /* Where a tile stands: at a block of every token, and of panel 0. */
 typedef struct place {
@@ -23,12 +20,6 @@ DOT_INLINE float load_f32(const char *p) {
     memcpy(&f, p, sizeof f);
     return f;
 }
-/* One block's worth of a panel, CI_AHEAD further. */
-DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
-    for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)
-        __builtin_prefetch(codes + CI_AHEAD + i);
-}
-
 /* The offset of codes as dot_block and dot_halves take them. */
 DOT_INLINE int dot_offset(const form f) {
     return DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
@@ -81,8 +72,8 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t pane
 
 DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile *tile) {
     vf16 acc[CI_MAX_MR * CI_MAX_NP];
-    if (mr > DOT_MR || np > DOT_NP)
-        return; /* not in the table: keep the compiler from building it */
+    if (mr > DOT_MR || np > DOT_NP || (TILE_MR && f.header == HEADER_UNPACKED))
+        return; /* not in the table, or a sweep takes its place: keep the compiler from building it */
     const int32_t first = tile->begin / 32, blocks = tile->end / 32 - first;
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
@@ -123,19 +114,6 @@ DOT_INLINE void make_starts(const form f, char *out, const char *row, int32_t k)
     int32_t *starts = (int32_t *)(void *)out;
     for (int32_t i = 0; i < k / 32; i++)
         starts[i] = -dot_offset(f) * sums[i];
-}
-
-/* Bytes of a panel: whole tiles. */
-DOT_INLINE int64_t form_bytes(const form f, int32_t k) {
-    return ((int64_t)k / 32 + tile_blocks(f) - 1) / tile_blocks(f) * tile_bytes(f);
-}
-
-/* Where block i of a panel lies. */
-DOT_INLINE const uint8_t *tile_of(const form f, const uint8_t *panel, int32_t i) {
-    return panel + (int64_t)(i / tile_blocks(f)) * tile_bytes(f);
-}
-DOT_INLINE const uint8_t *codes_of(const form f, const uint8_t *tile, int32_t i) {
-    return tile + header_bytes(f) + i % tile_blocks(f) * codes_bytes(f.codes);
 }
 
 /* A panel of form f as one of form `wide`, whose header is HEADER_UNPACKED and whose codes are bytes. */
@@ -242,11 +220,22 @@ DOT_INLINE void decode(const form f, float *out, const uint8_t *panel, int32_t r
         .decode = name##_decode,                                                                \
         __VA_ARGS__                                                                             \
     }
-/* The same, unpacked from `tokens` tokens on to the form `wide`, whose tiles another file makes. */
+/* The same, unpacked from `tokens` tokens on to the form `wide`, whose tiles another file makes; with a matrix unit, from
+ * TILE_MR tokens on to what its sweep takes. CI_NEVER tokens: only there. */
 #define CI_INT_FORMAT_UNPACKED(name, number, form, tokens, wide, wide_tiles)                    \
-    static int64_t name##_unpacked_bytes(int32_t k) { return form_bytes(wide, k); }             \
-    static void name##_unpack(uint8_t *out, const uint8_t *panel, int32_t k) { unpack(form, wide, out, panel, k); } \
-    CI_INT_FORMAT(name, number, form, .unpack_tokens = tokens, .unpacked_bytes = name##_unpacked_bytes, .unpack = name##_unpack, \
-                  .unpacked_tiles = &wide_tiles)
+    static int64_t name##_unpacked_bytes(int32_t k) {                                           \
+        return TILE_MR ? tile_panel_bytes(form, k) : form_bytes(wide, k);                       \
+    }                                                                                           \
+    static void name##_unpack(uint8_t *out, const uint8_t *panel, int32_t k) {                  \
+        if (TILE_MR)                                                                            \
+            tile_unpack(form, out, panel, k);                                                   \
+        else                                                                                    \
+            unpack(form, wide, out, panel, k);                                                  \
+    }                                                                                           \
+    static void name##_sweep(const ci_tile *tile, int32_t n, int32_t np) { (*tile_sweep(form))(tile, n, np); } \
+    CI_INT_FORMAT(name, number, form, .unpack_tokens = TILE_MR ? TILE_MR : tokens,              \
+                  .unpacked_bytes = name##_unpacked_bytes,                                      \
+                  .unpack = TILE_MR || (tokens) != CI_NEVER ? name##_unpack : NULL,             \
+                  .unpacked_tiles = &wide_tiles, .unpacked_sweep = TILE_MR ? name##_sweep : NULL)
 /* clang-format on */
 #endif

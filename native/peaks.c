@@ -194,6 +194,10 @@ INLINE int64_t run_ints(const int bits, const factors *f, int64_t repetitions) {
         out[i] = sums[i];
     __asm__ volatile("" : : "r"(out) : "memory");
     return INT_CHAINS * 64 * 2;
+#elif PEAK_TILES
+    (void)bits;
+    peak_tiles(f->codes[0], repetitions);
+    return PEAK_TILE_PRODUCTS * 2;
 #else
     (void)bits, (void)f, (void)repetitions;
     return 0;

@@ -102,6 +102,21 @@ int32_t ci_probe_features(char *names, int32_t size) {
     return append_features(names, size, append(names, size, 0, "x86_64"), 0);
 }
 
+#if defined(__linux__)
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define PERMIT
+/* Linux, Documentation/arch/x86/xstate.rst: what is as large as the tiles' data must be asked for, once a process. */
+int32_t ci_probe_permit(const char *name) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    if (strcmp(name, "amx_tile"))
+        return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) ? errno : 0;
+}
+#endif
+
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
@@ -158,5 +173,12 @@ int32_t ci_probe_features(char *names, int32_t size) {
 #if !defined(__x86_64__)
 int32_t ci_probe_blocked(char *names, int32_t size) {
     return append(names, size, 0, "");
+}
+#endif
+
+#if !defined(PERMIT)
+int32_t ci_probe_permit(const char *name) {
+    (void)name;
+    return 0;
 }
 #endif

@@ -7,3 +7,7 @@ int32_t ci_probe_features(char *names, int32_t size);
 
 /* The same of what the processor has and the operating system has not switched on. */
 int32_t ci_probe_blocked(char *names, int32_t size);
+
+/* Asks the operating system to let this process use a feature that the processor has. Returns 0 where it does, or where
+ * nobody need be asked; else the number of its error. */
+int32_t ci_probe_permit(const char *name);

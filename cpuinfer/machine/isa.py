@@ -31,24 +31,28 @@ _ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
 class Level:
     """A level of this architecture. `features`: what it needs, its bases' needs first; `missing`: those that the
     processor or the operating system lacks; `library`: where its library is, None where it was not built; `measured`:
-    whether it must be measured to be faster than the level before it."""
+    whether it must be measured to be faster than the level before it; `refused`: the operating system's reason for not
+    letting this process use it, empty where it does."""
 
     name: str
     features: tuple[str, ...]
     missing: tuple[str, ...]
     library: Path | None
     measured: bool = False
+    refused: str = ""
 
     @property
     def runnable(self) -> bool:
         """Whether it can be loaded here."""
-        return not self.missing and self.library is not None
+        return not self.missing and not self.refused and self.library is not None
 
     @property
     def why_not(self) -> str:
         """Why it is not runnable, in words; empty where it is."""
         if self.missing:
             return f"this processor lacks {', '.join(self.missing)}"
+        if self.refused:
+            return self.refused
         return "" if self.library else "its library was not built"
 
 
@@ -118,19 +122,17 @@ def native_folder() -> Path:
 @functools.cache
 def processor_features() -> frozenset[str]:
     """Names, as in isa.toml, of what the processor has and the operating system has switched on."""
-    return _probe("ci_probe_features")
+    return _names("ci_probe_features")
 
 
 @functools.cache
 def blocked_features() -> frozenset[str]:
     """Names of what the processor has and the operating system, or a virtual machine's host, has not switched on."""
-    return _probe("ci_probe_blocked")
+    return _names("ci_probe_blocked")
 
 
-def _probe(function: str) -> frozenset[str]:
-    folder = native_folder()
-    ffi = _ffi(folder / "probe.h")
-    lib = ffi.dlopen(str(folder / f"libcpuinfer_probe{_SUFFIX}"))
+def _names(function: str) -> frozenset[str]:
+    ffi, lib = _probe()
     names = ffi.new("char[]", 4096)
     if getattr(lib, function)(names, len(names)) < 0:
         raise RuntimeError("the probe's feature names do not fit in its buffer")
@@ -138,8 +140,23 @@ def _probe(function: str) -> frozenset[str]:
 
 
 @functools.cache
+def _refusal(feature: str) -> str:
+    """Why this process may not use a feature that the processor has; empty where it may. Asks for leave, once."""
+    _, lib = _probe()
+    error = lib.ci_probe_permit(feature.encode())
+    return f"the operating system refuses {feature}: {os.strerror(error)}" if error else ""
+
+
+@functools.cache
+def _probe() -> tuple[Any, Any]:
+    folder = native_folder()
+    ffi = _ffi(folder / "probe.h")
+    return ffi, ffi.dlopen(str(folder / f"libcpuinfer_probe{_SUFFIX}"))
+
+
+@functools.cache
 def levels() -> tuple[Level, ...]:
-    """Every level of this architecture that has a library of its own, least first."""
+    """Every level of this architecture, least first."""
     folder = native_folder()
     with (folder / "isa.toml").open("rb") as file:
         table = tomllib.load(file)["level"]
@@ -149,12 +166,14 @@ def levels() -> tuple[Level, ...]:
     present = processor_features()
     found = []
     for name, entry in entries.items():
-        if entry.get("library", True):
-            features = _features(entries, name)
-            missing = tuple(feature for feature in features if feature not in present)
-            path = folder / f"libcpuinfer_{name}{_SUFFIX}"
-            library = path if path.is_file() else None
-            found.append(Level(name, features, missing, library, entry.get("when") == "measured"))
+        features = _features(entries, name)
+        missing = tuple(feature for feature in features if feature not in present)
+        path = folder / f"libcpuinfer_{name}{_SUFFIX}"
+        library = path if path.is_file() else None
+        refusals = [] if missing else [_refusal(feature) for feature in features]
+        refused = next(filter(None, refusals), "")
+        measured = entry.get("when") == "measured"
+        found.append(Level(name, features, missing, library, measured, refused))
     return tuple(found)
 
 

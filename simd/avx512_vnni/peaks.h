@@ -4,6 +4,7 @@
 #include <dot.h>
 
 #define PEAK_INTS 1
+#define PEAK_TILES 0
 
 DOT_INLINE vi16 peak_int4(vi16 sum, vi16 *w) {
     return _mm512_dpbusd_epi32(sum, *w, *w);

@@ -75,6 +75,36 @@ def test_a_level_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         isa.choose()
 
 
+def test_a_level_that_the_system_refuses_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = RUNNABLE[-1]
+    feature = next(level for level in isa.levels() if level.name == last).features[-1]
+    reasons = {feature: f"the operating system refuses {feature}: Operation not permitted"}
+    monkeypatch.setattr(isa, "_refusal", lambda name: reasons.get(name, ""))
+    levels = isa.levels.__wrapped__()
+    monkeypatch.setattr(isa, "levels", lambda: levels)
+    refused = [level for level in levels if feature in level.features and not level.missing]
+    assert refused and not any(level.runnable for level in refused)
+    with pytest.raises(ValueError, match=f"{last!r} cannot run: the operating system refuses"):
+        isa.choose(last)
+
+
+def test_nobody_need_be_asked_for_most_features() -> None:
+    assert isa._refusal("avx2") == isa._refusal("asimd") == ""
+
+
+def test_a_level_to_be_measured_is_not_where_a_later_one_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    levels = tuple(
+        isa.Level(name, ("x",), (), Path("there"), measured=name == "maybe")
+        for name in ("scalar", "maybe", "sure")
+    )
+    monkeypatch.setattr(isa, "levels", lambda: levels)
+    monkeypatch.setattr(contest, "compare", lambda one, other: pytest.fail("measured for nothing"))
+    monkeypatch.delenv(isa.ENVIRONMENT, raising=False)
+    assert isa.choose().name == "sure"
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_a_library_knows_its_level_and_headers(name: str) -> None:
     library = isa.load(name)
@@ -82,6 +112,7 @@ def test_a_library_knows_its_level_and_headers(name: str) -> None:
     headers = library.build_map()
     assert headers["vmath.h"] == "scalar"
     assert headers["vec.h"] in (name, "avx2", "neon", "avx512", "scalar")
+    assert headers["tiles.h"] == ("amx" if name == "amx" else "scalar")
     assert isa.load(name) is library
 
 

@@ -65,7 +65,7 @@ PROCESSORS = (
     Processor("x86_64", "Haswell", "avx2", kv_type="f32"),
     Processor("aarch64", "cortex-a53", "neon"),
     Processor("aarch64", "neoverse-n1", "neon_dotprod"),
-    Processor("aarch64", "max,sve=off", "neon_dotprod"),
+    Processor("aarch64", "max,sve=off", "neon_i8mm"),
 )
 
 

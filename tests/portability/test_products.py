@@ -13,19 +13,24 @@ from native.test_vec import HOST, NUMERICS, ROOT, TABLE, WARNINGS, levels, tools
 pytestmark = pytest.mark.slow
 
 # The oldest processor that has what a level asks for, so that an instruction too many is found.
-PROCESSORS = {"scalar": "cortex-a53", "neon": "cortex-a53", "neon_dotprod": "neoverse-n1"}
+PROCESSORS = {
+    "scalar": "cortex-a53",
+    "neon": "cortex-a53",
+    "neon_dotprod": "neoverse-n1",
+    "neon_i8mm": "max,sve=off",
+}
 FOREIGN = [entry["name"] for entry in TABLE if entry["architecture"] == "aarch64"]
 
 
-def build(architecture: str, name: str, folder: Path) -> Path:
-    """products.c with the whole library of a level, as one static program."""
+def build(architecture: str, name: str, folder: Path, *options: str) -> Path:
+    """products.c with the whole library of a level, as one static program. `options` for the compiler come first."""
     compiler, _ = tools(architecture)
     by_name = {entry["name"]: entry for entry in TABLE if entry["architecture"] == architecture}
     chain = levels.base_chain(by_name, name)
     flags = [flag for entry in reversed(chain) for flag in entry["flags"]]
     includes = [f"-I{ROOT / 'simd' / entry['name']}" for entry in chain]
     command = [compiler, "-std=gnu11", "-fopenmp", *NUMERICS, "-O2", *WARNINGS, *flags]
-    command += [f"-I{ROOT / 'native'}", *includes]
+    command += [*options, f"-I{ROOT / 'native'}", *includes]
     sources = [*(ROOT / "native").glob("*.c"), *(ROOT / "native/types").glob("*.c")]
     sources = [source for source in sources if source.name != "probe.c"]
     sources.append(ROOT / "tests/portability/products.c")
@@ -62,3 +67,16 @@ def test_arm_gives_the_products_of_this_machine(
     )
     assert len(expected) == 16
     assert got == expected
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+def test_sweeps_of_a_matrix_unit_give_the_same(
+    panels: int, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """What runs around tiles.h, with the plain C of scalar/tiles.h as the unit, so that it runs here."""
+    text = (ROOT / "simd/scalar/dot.h").read_text()
+    changed = text.replace("#define DOT_NP 1", f"#define DOT_NP {panels}")
+    assert f"#define DOT_NP {panels}" in changed
+    (tmp_path / "dot.h").write_text(changed)
+    options = ("-DTILE_MR=12", f"-I{tmp_path}")
+    assert digests([str(build(HOST, "scalar", tmp_path, *options))]) == expected
