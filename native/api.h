@@ -76,13 +76,14 @@ typedef struct ci_op {
     ci_weight w[3];
 } ci_op;
 
-/* KV pages. Page p of layer l starts at data + l * layer_bytes + p * page_bytes and holds 16 tokens:
- * K as [kv_head][head_dim][16], then, k_bytes further, V as [kv_head][16][head_dim], both of element type `type`.
- * CI_I8 (q = nearest even of x * (127 / amax), amax that of the token's head): then, k_bytes further,
- * [kv_head][2][16] f32, the amax / 127 of the 16 tokens' keys and of their values. */
+/* KV pages. What page p has of kv head h of layer l starts at data + l * layer_bytes + h * head_bytes + p * page_bytes
+ * and holds 16 tokens: K as [head_dim][16], then, k_bytes further, V as [16][head_dim], both of element type `type`.
+ * CI_I8 (q = nearest even of x * (127 / amax), amax that of the token's head): then, k_bytes further, [2][16] f32, the
+ * amax / 127 of the 16 tokens' keys and of their values. */
 typedef struct ci_kv {
     void *data;
     int64_t layer_bytes;
+    int64_t head_bytes;
     int64_t page_bytes;
     int64_t k_bytes;
     int32_t type;

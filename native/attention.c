@@ -202,7 +202,7 @@ static int32_t tile_runs(const ci_query_tile *tile) {
 static void attention_items(ci_walk walk, ci_scratch *scratch) {
     int64_t begin = 0, items = 0;
     for (;;) {
-        int64_t item = atomic_fetch_add_explicit(walk.step->counter, 1, memory_order_relaxed);
+        const int64_t item = ci_team_take(walk.step->counter);
         while (item >= begin + items) {
             begin += items;
             if (!walk_next(&walk))

@@ -12,62 +12,74 @@
  * latency, so no level needs more. */
 #define ATTENTION_MR (VF_GEMM_MR < 6 ? VF_GEMM_MR : 6)
 
+/* Along the depth B lies in segments (pages of V), each with pointers of its own. */
 typedef struct ci_tile {
     const float *a; /* [rows][a_stride] */
     int64_t a_stride;
-    const char *const *b; /* per 16 columns: [depth][b_stride] of b_type */
-    int64_t b_stride;     /* elements */
-    int32_t b_type;       /* CI_F32, CI_F16, CI_BF16 or CI_I8 */
-    int32_t depth;
-    float *c; /* [rows][c_stride] */
+    const char *const *b;     /* [segments][columns], per 16 columns: [segment][b_stride] of b_type */
+    const char *const *ahead; /* null, or as b: memory to prefetch, as many bytes as b takes */
+    int64_t b_stride;         /* elements */
+    int32_t b_type;           /* CI_F32, CI_F16, CI_BF16 or CI_I8 */
+    int32_t columns;          /* pointers from one segment to the next */
+    int32_t segment;          /* depth of a segment */
+    int32_t begin, end;       /* the part of the depth that is summed */
+    float *c;                 /* [rows][c_stride] */
     int64_t c_stride;
     int32_t accumulate;                /* 0: C starts from zero */
     const float *scale;                /* null, or what sums are multiplied by */
     const float *const *column_scales; /* null, or per 16 columns: [16], what sums are multiplied by before that */
-    const char *const *ahead;          /* null, or per 16 columns: memory to prefetch, as many bytes as b takes */
 } ci_tile;
 
+/* Where a register tile stands in its tile: its first row and column. */
+typedef struct ci_corner {
+    int32_t row, column;
+} ci_corner;
+
 /* rows, width, type and ahead are constants wherever this is inlined, so the sums live in registers. */
-ATTENTION_INLINE void tile_sum(const ci_tile *t, vf16 *sum, const int rows, const int width, const int type,
-                               const int ahead) {
-    const float *a = t->a;
-    const int64_t a_stride = t->a_stride, b_stride = t->b_stride, depth = t->depth;
-    const int bytes = width * VF_LANES * (type == CI_F32 ? 4 : type == CI_I8 ? 1 : 2); /* of b in a step */
-    const char *b[4];
-    int64_t k = 0;
+ATTENTION_INLINE void tile_sum(const ci_tile *t, ci_corner at, vf16 *sum, const int rows, const int width,
+                               const int type, const int ahead) {
+    const float *a = t->a + at.row * t->a_stride;
+    const int64_t a_stride = t->a_stride, b_stride = t->b_stride;
+    const int bytes = VF_LANES * (type == CI_F32 ? 4 : type == CI_I8 ? 1 : 2); /* of a column in a step */
+    for (int32_t segment = t->begin / t->segment, k = t->begin; k < t->end; segment++) {
+        const int64_t first = (int64_t)segment * t->columns + at.column;
+        const int32_t start = segment * t->segment;
+        const int32_t end = t->end < start + t->segment ? t->end : start + t->segment;
+        const char *b[4], *next[4] = {0};
 #pragma GCC unroll 4
-    for (int x = 0; x < width; x++)
-        b[x] = t->b[x];
-    /* Column after column of what is ahead, as the steps go: each line once or twice. One step at a time, or loads of
-     * the next move up and sums spill. */
-    for (int x = 0; x < (ahead ? width : 1); x++) {
-        const char *next = ahead ? t->ahead[x] : NULL;
-        const int64_t end = ahead ? depth * (x + 1) / width : depth;
+        for (int x = 0; x < width; x++) {
+            b[x] = t->b[first + x];
+            if (ahead)
+                next[x] = t->ahead[first + x] + (int64_t)(k - start) * bytes;
+        }
+        /* One step at a time, or loads of the next move up and sums spill. */
 #pragma GCC unroll 1
         for (; k < end; k++) {
-            attention_step(sum, a + k, a_stride, b, k * b_stride, rows, width, type);
+            attention_step(sum, a + k, a_stride, b, (k - start) * b_stride, rows, width, type);
 #pragma GCC unroll 4
-            for (int line = 0; ahead && line < bytes; line += 64)
-                __builtin_prefetch(next + line);
-            next += ahead ? bytes : 0;
+            for (int x = 0; ahead && x < width; x++) {
+                __builtin_prefetch(next[x]);
+                next[x] += bytes;
+            }
         }
     }
 }
 
-ATTENTION_INLINE void tile_body(const ci_tile *t, const int rows, const int width, const int type, const int ahead) {
+ATTENTION_INLINE void tile_body(const ci_tile *t, ci_corner at, const int rows, const int width, const int type,
+                                const int ahead) {
     vf16 sum[6 * 4];
     const int64_t c_stride = t->c_stride;
-    float *c = t->c;
+    float *c = t->c + at.row * c_stride + at.column * VF_LANES;
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++)
             sum[r * width + x] = t->accumulate ? vf_load(c + r * c_stride + x * VF_LANES) : vf_zero();
-    tile_sum(t, sum, rows, width, type, ahead);
+    tile_sum(t, at, sum, rows, width, type, ahead);
     if (t->column_scales)
 #pragma GCC unroll 4
         for (int x = 0; x < width; x++) {
-            const vf16 scale = vf_load(t->column_scales[x]);
+            const vf16 scale = vf_load(t->column_scales[at.column + x]);
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++)
                 sum[r * width + x] = vf_mul(sum[r * width + x], scale);
@@ -86,38 +98,27 @@ ATTENTION_INLINE void tile_body(const ci_tile *t, const int rows, const int widt
 }
 
 /* Pages read as they are (ahead), or their f32 copies. */
-ATTENTION_INLINE void tile_typed(const ci_tile *t, const int rows, const int width) {
+ATTENTION_INLINE void tile_typed(const ci_tile *t, ci_corner at, const int rows, const int width) {
     if (!t->ahead)
-        tile_body(t, rows, width, CI_F32, 0);
+        tile_body(t, at, rows, width, CI_F32, 0);
     else if (t->b_type == CI_F32)
-        tile_body(t, rows, width, CI_F32, 1);
+        tile_body(t, at, rows, width, CI_F32, 1);
     else if (t->b_type == CI_F16)
-        tile_body(t, rows, width, CI_F16, 1);
+        tile_body(t, at, rows, width, CI_F16, 1);
     else if (t->b_type == CI_BF16)
-        tile_body(t, rows, width, CI_BF16, 1);
+        tile_body(t, at, rows, width, CI_BF16, 1);
     else
-        tile_body(t, rows, width, CI_I8, 1);
-}
-
-/* The next `width` columns of a tile. */
-ATTENTION_INLINE void tile_columns(ci_tile *t, const int rows, const int width) {
-    tile_typed(t, rows, width);
-    t->b += width;
-    t->c += width * VF_LANES;
-    if (t->column_scales)
-        t->column_scales += width;
-    if (t->ahead)
-        t->ahead += width;
+        tile_body(t, at, rows, width, CI_I8, 1);
 }
 
 /* n columns (in vf16): the tile's own width while it fits, then one by one. */
-#define TILE_ROWS(rows)                                                            \
-    static __attribute__((noinline)) void tile_rows_##rows(ci_tile t, int32_t n) { \
-        int32_t x = 0;                                                             \
-        for (; x + ATTENTION_WIDTH(rows) <= n; x += ATTENTION_WIDTH(rows))         \
-            tile_columns(&t, rows, ATTENTION_WIDTH(rows));                         \
-        for (; x < n; x++)                                                         \
-            tile_columns(&t, rows, 1);                                             \
+#define TILE_ROWS(rows)                                                                                \
+    static __attribute__((noinline)) void tile_rows_##rows(const ci_tile *t, int32_t row, int32_t n) { \
+        ci_corner at = {row, 0};                                                                       \
+        for (; at.column + ATTENTION_WIDTH(rows) <= n; at.column += ATTENTION_WIDTH(rows))             \
+            tile_typed(t, at, rows, ATTENTION_WIDTH(rows));                                            \
+        for (; at.column < n; at.column++)                                                             \
+            tile_typed(t, at, rows, 1);                                                                \
     }
 
 TILE_ROWS(1)
@@ -130,33 +131,29 @@ TILE_ROWS(6)
 #endif
 
 /* Any number of rows: blocks of nearly equal size, since a lone last row would run at its latency. */
-static void tile_run(ci_tile t, int32_t rows, int32_t n) {
+static void tile_run(const ci_tile *t, int32_t rows, int32_t n) {
     int32_t blocks = (rows + ATTENTION_MR - 1) / ATTENTION_MR;
-    const float *a = t.a;
-    float *c = t.c;
     for (int32_t i = 0; i < blocks; i++) {
         int32_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
-        t.a = a + begin * t.a_stride;
-        t.c = c + begin * t.c_stride;
         switch (end - begin) {
         case 1:
-            tile_rows_1(t, n);
+            tile_rows_1(t, begin, n);
             break;
         case 2:
-            tile_rows_2(t, n);
+            tile_rows_2(t, begin, n);
             break;
         case 3:
-            tile_rows_3(t, n);
+            tile_rows_3(t, begin, n);
             break;
         case 4:
-            tile_rows_4(t, n);
+            tile_rows_4(t, begin, n);
             break;
 #if VF_GEMM_MR > 4
         case 5:
-            tile_rows_5(t, n);
+            tile_rows_5(t, begin, n);
             break;
         case 6:
-            tile_rows_6(t, n);
+            tile_rows_6(t, begin, n);
             break;
 #endif
         default:

@@ -12,23 +12,24 @@ static inline int32_t kv_itemsize(int32_t type) {
     return type == CI_F32 ? 4 : type == CI_I8 ? 1 : 2;
 }
 
-static inline char *kv_page(const ci_kv *kv, int32_t layer, int32_t page) {
-    return (char *)kv->data + kv->layer_bytes * layer + kv->page_bytes * page;
+/* Keys and values of one head in a page. */
+static inline char *kv_part(const ci_kv *kv, int32_t layer, int32_t page, int32_t head) {
+    return (char *)kv->data + kv->layer_bytes * layer + kv->head_bytes * head + kv->page_bytes * page;
 }
 
 /* K of one head in a page: [head_dim][16]. */
-static inline char *kv_k(const ci_kv *kv, int32_t layer, int32_t page, int32_t head, int32_t head_dim) {
-    return kv_page(kv, layer, page) + (int64_t)head * head_dim * CI_PAGE * kv_itemsize(kv->type);
+static inline char *kv_k(const ci_kv *kv, int32_t layer, int32_t page, int32_t head) {
+    return kv_part(kv, layer, page, head);
 }
 
 /* V of one head in a page: [16][head_dim]. */
-static inline char *kv_v(const ci_kv *kv, int32_t layer, int32_t page, int32_t head, int32_t head_dim) {
-    return kv_k(kv, layer, page, head, head_dim) + kv->k_bytes;
+static inline char *kv_v(const ci_kv *kv, int32_t layer, int32_t page, int32_t head) {
+    return kv_part(kv, layer, page, head) + kv->k_bytes;
 }
 
 /* Scales of one head in a page of CI_I8: [2][16], those of K, then those of V. */
 static inline float *kv_scales(const ci_kv *kv, int32_t layer, int32_t page, int32_t head) {
-    return (float *)(void *)(kv_page(kv, layer, page) + 2 * kv->k_bytes) + (int64_t)head * 2 * CI_PAGE;
+    return (float *)(void *)(kv_part(kv, layer, page, head) + 2 * kv->k_bytes);
 }
 
 /* Dimensions d .. d+n-1 (n <= 16) of a key or value, `stride` elements apart, in a type other than CI_I8. */
@@ -84,9 +85,9 @@ typedef struct ci_slot {
 static inline ci_slot kv_slot(const ci_kv *kv, int32_t layer, int32_t page, int32_t head, int32_t head_dim,
                               int32_t lane, int32_t is_value) {
     const int32_t itemsize = kv_itemsize(kv->type);
-    ci_slot slot = {kv_k(kv, layer, page, head, head_dim) + lane * itemsize, CI_PAGE, NULL};
+    ci_slot slot = {kv_k(kv, layer, page, head) + lane * itemsize, CI_PAGE, NULL};
     if (is_value)
-        slot = (ci_slot){kv_v(kv, layer, page, head, head_dim) + (int64_t)lane * head_dim * itemsize, 1, NULL};
+        slot = (ci_slot){kv_v(kv, layer, page, head) + (int64_t)lane * head_dim * itemsize, 1, NULL};
     if (kv->type == CI_I8)
         slot.scale = kv_scales(kv, layer, page, head) + is_value * CI_PAGE + lane;
     return slot;

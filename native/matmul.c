@@ -24,6 +24,7 @@ enum {
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */
     STRETCH_BYTES = 40 << 10,
+    SHARED_PART = 4, /* one in so many panels is nobody's share: whoever comes free takes it */
 };
 
 static inline int32_t min32(int32_t a, int32_t b) {
@@ -177,14 +178,8 @@ static int32_t share_begin(const ci_op *op, const ci_step *step, int32_t panel) 
     return panel <= q ? panel : q + (panel - q + per_head / 2) / per_head * per_head;
 }
 
-/* Walk this thread's panels (in whole groups) of the op, n_panels in all, strip after strip of at most `strip`. */
-static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
-    int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), begin, end;
-    ci_team_share(&step->team, (n_panels + group - 1) / group, &begin, &end);
-    begin = share_begin(op, step, begin * group);
-    end = share_begin(op, step, min32(end * group, n_panels));
-    const int32_t longest = min32(rows, per_chunk);
-    const int tiles = TILE_MR && op->in_type == CI_Q8A && longest >= TILE_MR;
+/* A chunk with its memory, and no tokens yet. */
+static chunk chunk_of(const ci_op *op, const ci_step *step, int32_t longest) {
     chunk c = {
         .op = op,
         .step = step,
@@ -195,12 +190,42 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     };
     c.unpacked = (uint8_t *)c.prepared + longest * c.prepared_stride;
     c.heads = (float *)(void *)(c.unpacked + unpacked_bytes(op));
+    return c;
+}
+static void chunk_tokens_are(chunk *c, int32_t first, int32_t n) {
+    c->first = first;
+    c->n = n;
+    c->x = ci_in_row(c->op, first);
+    c->prepared_for = NULL;
+}
+
+/* Walk the op's panels, n_panels in all, in whole groups and strips of at most `strip`. Each thread first takes a run
+ * of its own, which memory delivers as one stream; the last panels are taken strip by strip as threads come free, since
+ * processors that others use as well are not equally fast. */
+static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
+    const int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), chunks = (rows + per_chunk - 1) / per_chunk;
+    const int32_t groups = (n_panels + group - 1) / group;
+    const int32_t own = step->team.n > 1 ? groups - groups / SHARED_PART : groups;
+    const int32_t strips = (groups - own + strip / group - 1) / (strip / group);
+    const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
+    chunk c = chunk_of(op, step, min32(rows, per_chunk));
+    int32_t begin, end;
     if (tiles)
         tiles_begin();
-    for (c.first = 0; c.first < rows; c.first += per_chunk) {
-        c.n = min32(per_chunk, rows - c.first);
-        c.x = ci_in_row(op, c.first);
-        c.prepared_for = NULL;
+    ci_team_share(&step->team, own, &begin, &end);
+    begin = share_begin(op, step, begin * group);
+    end = share_begin(op, step, min32(end * group, n_panels));
+    for (int32_t i = 0; i < chunks; i++) {
+        chunk_tokens_are(&c, i * per_chunk, min32(per_chunk, rows - i * per_chunk));
+        for (int32_t panel = begin; panel < end; panel += strip)
+            run(&c, panel, min32(strip, end - panel));
+    }
+    for (int32_t item; strips && (item = ci_team_take(step->counter)) < chunks * strips;) {
+        const int32_t first = item / strips * per_chunk, at = own * group + item % strips * strip;
+        if (c.first != first)
+            chunk_tokens_are(&c, first, min32(per_chunk, rows - first));
+        begin = share_begin(op, step, at);
+        end = share_begin(op, step, min32(at + strip, n_panels));
         for (int32_t panel = begin; panel < end; panel += strip)
             run(&c, panel, min32(strip, end - panel));
     }

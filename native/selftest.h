@@ -170,15 +170,16 @@ static inline void test_batch(ci_test *test, int32_t n, int32_t first) {
 
 /* Empty pages of one layer for TEST_TOKENS tokens. */
 static inline void test_pages(ci_test *test, int32_t type, int32_t kv_heads, int32_t head_dim) {
-    const int64_t k_bytes = (int64_t)kv_heads * head_dim * CI_PAGE * kv_itemsize(type);
-    const int64_t page = 2 * k_bytes + (type == CI_I8 ? (int64_t)kv_heads * 2 * CI_PAGE * 4 : 0);
+    const int64_t k_bytes = (int64_t)head_dim * CI_PAGE * kv_itemsize(type);
+    const int64_t page = 2 * k_bytes + (type == CI_I8 ? 2 * CI_PAGE * 4 : 0);
     const int32_t pages = TEST_TOKENS / CI_PAGE;
-    test->kv = (ci_kv){.layer_bytes = page * pages,
+    test->kv = (ci_kv){.layer_bytes = page * pages * kv_heads,
+                       .head_bytes = page * pages,
                        .page_bytes = page,
                        .k_bytes = k_bytes,
                        .type = type,
                        .n_pages = pages,
-                       .data = test_take(test, page * pages)};
+                       .data = test_take(test, page * pages * kv_heads)};
 }
 
 /* Run the first n ops on one thread. */

@@ -81,6 +81,11 @@ static inline void ci_team_share(const ci_team *team, int32_t n, int32_t *begin,
     *end = (int32_t)((int64_t)n * (team->id + 1) / team->n);
 }
 
+/* The next of the items that the team shares through a counter, from 0 on; relaxed, since items are independent. */
+static inline int32_t ci_team_take(_Atomic int32_t *counter) {
+    return atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
 typedef void ci_team_body(const ci_team *team, void *argument);
 
 #if defined(CI_TEAM_PTHREADS)

@@ -247,12 +247,13 @@ class NativeExecutable:
         limits, kv, n_ops = self.limits, self.program.kv, len(self.program.ops)
         c = self._ffi.new("ci_program *")
         c.ops, c.n_ops, c.n_threads = self._ops, n_ops, threads
-        k_bytes = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
+        k_bytes = kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
         page_bytes = PAGE_TOKENS * limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
         self._pages = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
         c.kv.data = self._pointer(self._pages)
         c.kv.layer_bytes = limits.n_pages * page_bytes
-        c.kv.page_bytes, c.kv.k_bytes = page_bytes, k_bytes
+        c.kv.page_bytes, c.kv.k_bytes = page_bytes // kv.n_kv_heads, k_bytes
+        c.kv.head_bytes = c.kv.page_bytes * limits.n_pages
         c.kv.type, c.kv.n_pages = self._type(limits.kv_type), limits.n_pages
         c.thread_bytes = self._lib.ci_thread_bytes(self._ops, n_ops, limits.max_tokens)
         c.shared_bytes = self._lib.ci_shared_bytes(

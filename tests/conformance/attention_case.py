@@ -67,9 +67,9 @@ class Pages:
     data: NDArray[np.uint8] = field(init=False)
 
     def __post_init__(self) -> None:
-        scales = 8 * self.kv_heads * 16 if self.type == I8 else 0
-        nbytes = self.n_pages * (2 * self.k_bytes + scales)
-        self.data = guarded(nbytes, fill=0xFF).reshape(self.n_pages, -1)
+        scales = 8 * 16 if self.type == I8 else 0
+        nbytes = self.kv_heads * self.n_pages * (2 * self.k_bytes + scales)
+        self.data = guarded(nbytes, fill=0xFF).reshape(self.kv_heads, self.n_pages, -1)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -79,8 +79,8 @@ class Pages:
 
     @property
     def k_bytes(self) -> int:
-        """Of K in one page."""
-        return 16 * self.kv_heads * self.head_dim * self.dtype.itemsize
+        """Of one head's K in a page."""
+        return 16 * self.head_dim * self.dtype.itemsize
 
     def stored(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """x as the pages hold it, exactly."""
@@ -96,19 +96,19 @@ class Pages:
     ) -> None:
         """k, v [n, kv_heads, head_dim] of positions start .. start+n-1 of the sequence with that block table."""
         for i in range(len(k)):
-            page, lane = self.data[table[(start + i) // 16]], (start + i) % 16
-            keys = page[: self.k_bytes].view(self.dtype)
-            values = page[self.k_bytes : 2 * self.k_bytes].view(self.dtype)
-            if self.type == I8:
-                scales = page[2 * self.k_bytes :].view(np.float32).reshape(self.kv_heads, 2, 16)
-                (key, scales[:, 0, lane]), (value, scales[:, 1, lane]) = (
-                    to_int8(k[i]),
-                    to_int8(v[i]),
-                )
-            else:
-                key, value = (to_bf16(x) if self.type == BF16 else x for x in (k[i], v[i]))
-            keys.reshape(self.kv_heads, self.head_dim, 16)[:, :, lane] = key
-            values.reshape(self.kv_heads, 16, self.head_dim)[:, lane, :] = value
+            number, lane = table[(start + i) // 16], (start + i) % 16
+            for head in range(self.kv_heads):
+                page = self.data[head, number]
+                keys = page[: self.k_bytes].view(self.dtype)
+                values = page[self.k_bytes : 2 * self.k_bytes].view(self.dtype)
+                key, value = k[i, head], v[i, head]
+                if self.type == I8:
+                    scales = page[2 * self.k_bytes :].view(np.float32).reshape(2, 16)
+                    (key, scales[0, lane]), (value, scales[1, lane]) = to_int8(key), to_int8(value)
+                elif self.type == BF16:
+                    key, value = to_bf16(key), to_bf16(value)
+                keys.reshape(self.head_dim, 16)[:, lane] = key
+                values.reshape(16, self.head_dim)[lane] = value
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ def attend(
     program.ops, program.n_ops, program.n_threads = op, 1, threads
     program.kv.data = ffi.cast("void *", pages.data.ctypes.data)
     program.kv.layer_bytes = pages.data.nbytes
-    program.kv.page_bytes, program.kv.k_bytes = pages.data[0].nbytes, pages.k_bytes
+    program.kv.head_bytes, program.kv.page_bytes = pages.data[0].nbytes, pages.data[0, 0].nbytes
+    program.kv.k_bytes = pages.k_bytes
     program.kv.type, program.kv.n_pages = pages.type, pages.n_pages
     program.thread_bytes = lib.ci_thread_bytes(op, 1, tokens)
     program.shared_bytes = lib.ci_shared_bytes(op, 1, threads, tokens, int(positions.max()) + 1)

@@ -47,7 +47,7 @@ def guarded(array: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass
 class KV:
-    """KV pages of one layer [n_pages][k, then v], and where a sequence's tokens go."""
+    """KV pages of one layer [heads][n_pages][k, then v], and where a sequence's tokens go."""
 
     type: int
     heads: int
@@ -59,9 +59,9 @@ class KV:
 
     def __post_init__(self) -> None:
         self.itemsize = {0: 4, I8: 1}.get(self.type, 2)
-        self.half = self.heads * self.head_dim * 16 * self.itemsize
-        scales = self.heads * 2 * 16 * 4 if self.type == I8 else 0
-        self.data = np.zeros((self.n_pages, 2 * self.half + scales), np.uint8)
+        self.half = self.head_dim * 16 * self.itemsize
+        scales = 2 * 16 * 4 if self.type == I8 else 0
+        self.data = np.zeros((self.heads, self.n_pages, 2 * self.half + scales), np.uint8)
 
 
 @dataclass
@@ -111,7 +111,8 @@ class Call:
             positions = np.asarray(kv.positions, np.int32)
             table = np.asarray(kv.table, np.int32)
             program.kv.data = _pointer(ffi, kv.data)
-            program.kv.page_bytes, program.kv.k_bytes = kv.data.shape[1], kv.half
+            program.kv.head_bytes, program.kv.page_bytes = kv.data[0].nbytes, kv.data.shape[2]
+            program.kv.k_bytes = kv.half
             program.kv.layer_bytes = kv.data.nbytes
             program.kv.type, program.kv.n_pages = kv.type, kv.n_pages
         else:

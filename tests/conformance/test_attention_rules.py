@@ -94,7 +94,7 @@ def test_prefill_in_pieces_is_prefill_in_one(step: int, window: int, kv_type: in
     for start in range(0, n, step):
         end = min(start + step, n)
         world.write(0, start, end)
-        world.pages.data[table[: max(start + 1 - window, 0) // 16]] = 0xFF
+        world.pages.data[:, table[: max(start + 1 - window, 0) // 16]] = 0xFF
         x = [world.queries(0, start, end)]
         out = attend(isa.load(BEST), world.pages, x, threads=2, rules=rules)
         assert out.tobytes() == expected[start:end].tobytes()
