@@ -58,9 +58,13 @@ def test_answer(processor: Processor, real_model: Path) -> None:
 
 
 def test_conformance() -> None:
-    """Every kind of op on every level of Arm: near the reference, and the same bits on all and for any threads."""
+    """Attention, norms and rotations: the same bits on every level of Arm and for any threads. Products are
+    test_products.py's, which needs no Python there."""
     tests = Path(__file__).parents[1] / "conformance/test_ops.py"
-    printed = PROCESSORS[-1].run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests))
+    chosen = "same_bits and (attention or rope or rmsnorm) and not matmul"
+    printed = PROCESSORS[-1].run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), "-k", chosen
+    )
     assert " passed" in printed
 
 
