@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpuinfer.machine import system
 from cpuinfer.machine.cpu import CGROUPS, PROC, cgroup_folders, parse_cpu_list, read_text
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -45,7 +45,7 @@ def memory(cgroups: Path = CGROUPS, proc: Path = PROC) -> Memory:
         limit = read_text(folder / "memory.max") or read_text(folder / "memory.limit_in_bytes")
         if limit.isdecimal():
             limits.append(int(limit))
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = system.physical_memory()
     least = min(limits, default=total)  # version 1 says "no limit" with a number beyond any memory
     return Memory(
         total, int(available[1]) << 10 if available else None, least if least < total else None

@@ -100,6 +100,7 @@ def test_a_level_to_be_measured_is_not_where_a_later_one_wins(
         for name in ("scalar", "maybe", "sure")
     )
     monkeypatch.setattr(isa, "levels", lambda: levels)
+    monkeypatch.setattr(isa, "problem", lambda level: "")
     monkeypatch.setattr(contest, "compare", lambda one, other: pytest.fail("measured for nothing"))
     monkeypatch.delenv(isa.ENVIRONMENT, raising=False)
     assert isa.choose().name == "sure"
