@@ -68,10 +68,6 @@ DOT_INLINE const uint8_t *codes_of(const form f, const uint8_t *tile, int32_t i)
     return tile + header_bytes(f) + i % tile_blocks(f) * codes_bytes(f.codes);
 }
 
-/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
- * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
-enum { CI_AHEAD = 2048 };
-
 /* One block's worth of a panel, CI_AHEAD further. */
 DOT_INLINE void fetch_ahead(const form f, const uint8_t *codes) {
     for (int32_t i = 0; i < tile_bytes(f) / tile_blocks(f); i += 64)

@@ -101,16 +101,22 @@ static void prepare(chunk *c, const ci_format *format) {
     c->prepared_for = format;
 }
 
-/* All tokens of the chunk times a stretch of np neighbouring panels, in tiles of nearly equal height. */
-static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_index, ci_tile tile) {
+/* All tokens of the chunk times a stretch of np neighbouring panels, in tiles of nearly equal height. The next stretch,
+ * whose panels have `bytes` each from tile.ahead on, is fetched meanwhile, a part by every tile: memory then is as busy
+ * under the last tile as under the first. */
+static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_index, ci_tile tile, int64_t bytes) {
     int32_t n_tiles = (c->n + mr - 1) / mr;
     int64_t x_stride = tile.x_stride, prepared_stride = tile.prepared_stride;
     const char *x = tile.x, *prepared = tile.prepared;
+    const uint8_t *ahead = tile.ahead;
     float *out = tile.out;
+    const int64_t parts = (int64_t)(tile.end - tile.begin + 31) / 32 * n_tiles;
+    tile.ahead_step = (bytes + parts - 1) / parts;
     for (int32_t i = 0; i < n_tiles; i++) {
         int32_t begin = c->n * i / n_tiles, end = c->n * (i + 1) / n_tiles;
         tile.x = x + begin * x_stride;
         tile.prepared = prepared + begin * prepared_stride;
+        tile.ahead = ahead + bytes * i / n_tiles;
         tile.out = out + begin * CI_STRIP;
         (*tiles)[end - begin - 1][np_index](&tile);
     }
@@ -123,18 +129,23 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
     const int32_t np = 1 << np_index, stretch = c->n <= format->mr ? tile.k : stretch_of(format, tile.k, np);
     const int64_t panel_bytes = tile.panel_bytes, unpacked_bytes = unpack ? format->unpacked_bytes(stretch) : 0;
     const uint8_t *panels = tile.panel;
+    tile.ahead_stride = panel_bytes;
     if (unpack)
         tile.panel_bytes = unpacked_bytes;
     for (tile.begin = 0; tile.begin < tile.k; tile.begin = tile.end) {
         tile.end = min32(tile.begin + stretch, tile.k);
-        const uint8_t *from = panels + format->panel_bytes(tile.begin);
-        tile.panel = unpack ? c->unpacked : from;
+        const int64_t at = format->panel_bytes(tile.begin), end = format->panel_bytes(tile.end);
+        tile.panel = unpack ? c->unpacked : panels + at;
+        if (c->n <= format->mr)
+            tile.ahead = panels + at + CI_AHEAD; /* one tile: a stream */
+        else
+            tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
-            format->unpack(c->unpacked + p * unpacked_bytes, from + p * panel_bytes, tile.end - tile.begin);
+            format->unpack(c->unpacked + p * unpacked_bytes, panels + at + p * panel_bytes, tile.end - tile.begin);
         if (unpack && format->unpacked_sweep)
             format->unpacked_sweep(&tile, c->n, np);
         else
-            sweep(c, tiles, format->mr, np_index, tile);
+            sweep(c, tiles, format->mr, np_index, tile, end - at);
     }
 }
 

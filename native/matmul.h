@@ -11,6 +11,10 @@ enum {
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
 
+/* How far ahead codes are fetched from memory. Measured on Zen 3, one token, weights in memory: 512 bytes +8 %, 1024
+ * +20 %, 2048 +30 %, 4096 +22 %. Past the matrix's end a prefetch does nothing. */
+enum { CI_AHEAD = 2048 };
+
 /* One tile: out[t * CI_STRIP + 16 * p + lane] += row 16 * p + lane of the panels times token t, over columns begin ..
  * end-1. Sums start at 0 where begin is 0. An f32 that is stored and loaded again is the same: where K is divided does
  * not show in the result. */
@@ -23,6 +27,10 @@ typedef struct ci_tile {
     int64_t prepared_stride;
     int32_t k;          /* of the rows */
     int32_t begin, end; /* begin is a multiple of the columns that a weight type packs together */
+    /* What integer tiles prefetch beside each block of each panel: ahead_step bytes, one after the other from `ahead`
+     * on, for panel p ahead_stride further. */
+    const uint8_t *ahead;
+    int64_t ahead_step, ahead_stride;
     float *out;
 } ci_tile;
 

@@ -13,6 +13,7 @@ typedef struct place {
     dot_rows q, d, s; /* the tokens' int8 values, scales, and what the form takes of their sums */
     const uint8_t *header, *codes;
     int32_t block; /* of those that share the header */
+    const uint8_t *ahead;
 } place;
 
 DOT_INLINE float load_f32(const char *p) {
@@ -30,7 +31,8 @@ DOT_INLINE int has_starts(const form f) {
 }
 
 /* Add one block to acc[mr][np]. */
-DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t panel_bytes, const place *at, vf16 *acc) {
+DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_tile *tile, const place *at, vf16 *acc) {
+    const int64_t panel_bytes = tile->panel_bytes;
     const uint8_t *codes[CI_MAX_NP];
     const int16_t *pairs[CI_MAX_NP];
     int16_t room[CI_MAX_NP][2 * CI_ROWS], min_room[2 * CI_ROWS];
@@ -38,8 +40,8 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, int64_t pane
     for (int p = 0; p < np; p++) {
         codes[p] = at->codes + p * panel_bytes;
         pairs[p] = f.halves ? block_pairs(f, at->header + p * panel_bytes, at->block, room[p]) : NULL;
-        if (f.header != HEADER_UNPACKED)
-            fetch_ahead(f, codes[p]);
+        for (int64_t i = 0; i < tile->ahead_step; i += 64)
+            __builtin_prefetch(at->ahead + p * tile->ahead_stride + i);
     }
     if (f.halves)
         dot_halves(mr, np, dot, codes, f.codes, pairs, at->q);
@@ -87,9 +89,11 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
         .s = dot_rows_next(has_starts(f) ? starts : dot_rows_at(sums, tile->x_stride), 4 * first),
         .header = tile->panel,
         .codes = tile->panel + header_bytes(f),
+        .ahead = tile->ahead,
     };
     for (int32_t block = 0; block < blocks; block++) {
-        add_block(mr, np, f, tile->panel_bytes, &at, acc);
+        add_block(mr, np, f, tile, &at, acc);
+        at.ahead += tile->ahead_step;
         at.q = dot_rows_next(at.q, 32);
         at.d = dot_rows_next(at.d, 4);
         at.s = dot_rows_next(at.s, 4);
