@@ -136,12 +136,16 @@ def test_levels_and_threads_change_nothing(matrix: WeightType) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("kv_type", KVType)
-@pytest.mark.parametrize("matrix", tiny.NATIVE_TYPES)
+@pytest.mark.parametrize(
+    ("matrix", "kv_type"),
+    [(matrix, KVType.F16) for matrix in tiny.NATIVE_TYPES]
+    + [(WeightType.Q4_0, kv_type) for kv_type in KVType if kv_type is not KVType.F16],
+)
 def test_numba_is_native(
     matrix: WeightType, kv_type: KVType, numba_device: Callable[..., Device]
 ) -> None:
-    """Fused here, unfused there, in other chunks and with other teams."""
+    """Fused here, unfused there, in other chunks and with other teams. Each type of weights, and each of pages: neither
+    shows in how the other is done."""
     program, weights = model(matrix)
     limits = Limits(CONTEXT, CONTEXT, 9 * PAGES, CONTEXT, kv_type)
     table = np.random.default_rng(8).permutation(9 * PAGES)[:PAGES].tolist()
