@@ -203,11 +203,19 @@ static chunk chunk_of(const ci_op *op, const ci_step *step, int32_t longest) {
     c.heads = (float *)(void *)(c.unpacked + unpacked_bytes(op));
     return c;
 }
-static void chunk_tokens_are(chunk *c, int32_t first, int32_t n) {
+static void chunk_take(chunk *c, int32_t first, int32_t n) {
     c->first = first;
     c->n = n;
     c->x = ci_in_row(c->op, first);
     c->prepared_for = NULL;
+}
+
+/* The chunk's tokens times panels begin .. end-1, of whole heads where these must stay together. */
+static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, strip_fn *run) {
+    begin = share_begin(c->op, c->step, begin);
+    end = share_begin(c->op, c->step, end);
+    for (int32_t panel = begin; panel < end; panel += strip)
+        run(c, panel, min32(strip, end - panel));
 }
 
 /* Walk the op's panels, n_panels in all, in whole groups and strips of at most `strip`. Each thread first takes a run
@@ -224,21 +232,15 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     if (tiles)
         tiles_begin();
     ci_team_share(&step->team, own, &begin, &end);
-    begin = share_begin(op, step, begin * group);
-    end = share_begin(op, step, min32(end * group, n_panels));
     for (int32_t i = 0; i < chunks; i++) {
-        chunk_tokens_are(&c, i * per_chunk, min32(per_chunk, rows - i * per_chunk));
-        for (int32_t panel = begin; panel < end; panel += strip)
-            run(&c, panel, min32(strip, end - panel));
+        chunk_take(&c, i * per_chunk, min32(per_chunk, rows - i * per_chunk));
+        run_strips(&c, begin * group, min32(end * group, n_panels), strip, run);
     }
     for (int32_t item; strips && (item = ci_team_take(step->counter)) < chunks * strips;) {
         const int32_t first = item / strips * per_chunk, at = own * group + item % strips * strip;
         if (c.first != first)
-            chunk_tokens_are(&c, first, min32(per_chunk, rows - first));
-        begin = share_begin(op, step, at);
-        end = share_begin(op, step, min32(at + strip, n_panels));
-        for (int32_t panel = begin; panel < end; panel += strip)
-            run(&c, panel, min32(strip, end - panel));
+            chunk_take(&c, first, min32(per_chunk, rows - first));
+        run_strips(&c, at, min32(at + strip, n_panels), strip, run);
     }
     if (tiles)
         tiles_end();

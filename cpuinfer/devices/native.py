@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.arena import Allocator, allocate
+from cpuinfer.devices.arena_executable import ArenaExecutable
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch, check_shapes
 from cpuinfer.devices.native_sampler import NativeSampler
 from cpuinfer.graph.dtypes import Activation, KVType
-from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.passes import PASSES, optimise
 from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
@@ -73,8 +74,8 @@ class NativeDevice:
         )
 
 
-class NativeExecutable:
-    """A Program with its memory. `program` is the one that runs: after the passes."""
+class NativeExecutable(ArenaExecutable):
+    """A Program with its memory, run by a native library."""
 
     def __init__(
         self,
@@ -86,17 +87,8 @@ class NativeExecutable:
         allocator: Allocator,
         measure: bool,
     ) -> None:
-        self.program = program
-        self.limits = limits
+        super().__init__(program, weights, limits, allocator)
         self._ffi, self._lib = library.ffi, library.lib
-        self._memory = memory.plan(program, limits.max_tokens, limits.max_rows)
-        self._arena = allocator(self._memory.nbytes)
-        self._constants = {
-            name: np.ascontiguousarray(table, np.float32)
-            for name, table in program.constants.items()
-        }
-        # The structs hold bare addresses: what they point to lives as long as this object.
-        self._weights = {name: weights[name] for name in program.weights}
         self._slots = replicas(program)
         self._ops = self._translate()
         self._check_ops()
@@ -104,7 +96,6 @@ class NativeExecutable:
         self._program = self._assemble(threads, allocator)
         self.measure_ops(measure)
         self._batch = self._ffi.new("ci_batch *")
-        self._rows = {"T": 0, "R": 0}
         self._logits = self._view(program.output, limits.max_rows)
         self.sampler = NativeSampler(library, program.vocab_size, threads, allocator)
 
@@ -130,26 +121,6 @@ class NativeExecutable:
         self._rows = {"T": c.n_tokens, "R": c.n_rows}
         return self._logits[: c.n_rows]
 
-    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Rows of a buffer after a run, as Executable.read says. Raises ValueError for an unknown buffer."""
-        if buffer not in self.program.buffers:
-            raise ValueError(f"no buffer {buffer!r}; there are {', '.join(self.program.buffers)}")
-        return self._view(buffer, self._rows[self.program.buffers[buffer].rows])
-
-    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
-        """Set the first rows of an input of the Program, as Executable.write says."""
-        if buffer not in self.program.inputs:
-            raise ValueError(f"{buffer!r} is not an input of the program: {self.program.inputs}")
-        spec = self.program.buffers[buffer]
-        most = self.limits.max_tokens if spec.rows == "T" else self.limits.max_rows
-        fits = values.ndim == 2 and values.shape[0] <= most and values.shape[1] == spec.width
-        if values.dtype != np.float32 or not fits:
-            raise ValueError(
-                f"input {buffer}: expected f32 of at most {most} rows of {spec.width}, "
-                f"got {values.dtype} {values.shape}"
-            )
-        self._view(buffer, values.shape[0])[:] = values
-
     def op_seconds(self) -> NDArray[np.float64]:
         """Seconds spent in each op of `program` since the last call; zeros where it was not measured."""
         seconds = self._seconds.copy()
@@ -165,13 +136,6 @@ class NativeExecutable:
         """Whether op_seconds counts the steps from now on."""
         seconds = self._ffi.cast("double *", self._seconds.ctypes.data)
         self._program.op_seconds = seconds if on else self._ffi.NULL
-
-    def _view(self, buffer: str, rows: int) -> NDArray[Any]:
-        spec = self.program.buffers[buffer]
-        row_bytes = spec.dtype.row_bytes(spec.width)
-        begin = self._memory.offsets[buffer]
-        data = self._arena[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
-        return data.view(np.float32) if spec.dtype is Activation.F32 else data
 
     def _pointer(self, array: NDArray[Any]) -> Any:
         return self._ffi.cast("void *", array.ctypes.data)

@@ -3,6 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
+#include <ints.h>
 #include <vec.h>
 
 /* 6 tokens x 2 panels: 12 sums of int16 and 12 of int32, 2 of codes, a broadcast, a product and a constant are 29 of
@@ -12,26 +13,6 @@
 
 /* Forms of 8 bits are multiplied as sign and magnitude of code - 128. */
 #define DOT_SIGNED8 1
-
-typedef __m512i vi16;
-
-DOT_INLINE vi16 vi_set1(int32_t a) {
-    return _mm512_set1_epi32(a);
-}
-DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
-    return _mm512_sub_epi32(a, b);
-}
-DOT_INLINE vf16 vi_to_float(vi16 a) {
-    return _mm512_cvtepi32_ps(a);
-}
-DOT_INLINE __m512i dot_broadcast(const char *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
-    return _mm512_madd_epi16(_mm512_loadu_si512(pairs), dot_broadcast(sums));
-}
 
 /* Keeps the compiler from reassociating integer sums: it would compute all products first, and spill them. */
 DOT_INLINE void dot_pin(vi16 *sum) {

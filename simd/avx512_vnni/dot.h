@@ -3,6 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
+#include <ints.h>
 #include <vec.h>
 
 /* 8 tokens x 2 panels, whose f32 accumulators are in L1 while the dots run: 73 % of the VPDPBUSD peak of an Emerald
@@ -12,26 +13,6 @@
 
 /* Unsigned times signed is exact for every code. */
 #define DOT_SIGNED8 0
-
-typedef __m512i vi16;
-
-DOT_INLINE vi16 vi_set1(int32_t a) {
-    return _mm512_set1_epi32(a);
-}
-DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
-    return _mm512_sub_epi32(a, b);
-}
-DOT_INLINE vf16 vi_to_float(vi16 a) {
-    return _mm512_cvtepi32_ps(a);
-}
-DOT_INLINE __m512i dot_broadcast(const char *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm512_set1_epi32(four);
-}
-DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
-    return _mm512_madd_epi16(_mm512_loadu_si512(pairs), dot_broadcast(sums));
-}
 
 /* dot[t * np + p] (+)= codes[p] * (four bytes of each token). */
 DOT_INLINE void dot_add(int mr, int np, vi16 *dot, int first, const vc16 *codes, dot_rows x) {

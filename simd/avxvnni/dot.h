@@ -3,6 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
+#include <ints.h>
 #include <vec.h>
 
 /* 6 tokens x 2 ymm of sums, 2 of codes, 1 broadcast: 15 of the 16 registers. The f32 accumulators stay in L1. */
@@ -11,32 +12,6 @@
 
 /* Unsigned times signed is exact for every code. */
 #define DOT_SIGNED8 0
-
-typedef struct {
-    __m256i lo, hi;
-} vi16;
-
-DOT_INLINE vi16 vi_set1(int32_t a) {
-    __m256i v = _mm256_set1_epi32(a);
-    return (vi16){v, v};
-}
-DOT_INLINE vi16 vi_sub(vi16 a, vi16 b) {
-    return (vi16){_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
-}
-DOT_INLINE vf16 vi_to_float(vi16 a) {
-    return (vf16){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
-}
-DOT_INLINE __m256i dot_broadcast(const char *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm256_set1_epi32(four);
-}
-DOT_INLINE vi16 vi_mul_pairs(const int16_t *pairs, const char *sums) {
-    const __m256i *halves = (const __m256i *)(const void *)pairs;
-    __m256i s = dot_broadcast(sums);
-    return (vi16){_mm256_madd_epi16(_mm256_loadu_si256(halves), s),
-                  _mm256_madd_epi16(_mm256_loadu_si256(halves + 1), s)};
-}
 
 /* dot[t] (+)= chunk c of the codes * (four bytes of each token). The empty instruction keeps the compiler from loading
  * the bytes of all tokens first, which spills. */

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.arena import Allocator, allocate
+from cpuinfer.devices.arena_executable import ArenaExecutable
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
@@ -18,8 +19,7 @@ from cpuinfer.devices.numba.codes import UNPACKED_BLOCK
 from cpuinfer.devices.numba.memory import LEAVE, WAIT
 from cpuinfer.devices.numba.program import load_kernels, walk
 from cpuinfer.devices.numba.structs import ACTIVATIONS, KINDS, KV_TYPES, OP, STEP
-from cpuinfer.graph.dtypes import Activation
-from cpuinfer.graph.passes import PASSES, memory, optimise
+from cpuinfer.graph.passes import PASSES, optimise
 from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
 from cpuinfer.machine import cpu
@@ -62,8 +62,8 @@ class NumbaDevice:
         return NumbaExecutable(program, weights, limits, self.threads, self._allocator)
 
 
-class NumbaExecutable:
-    """A Program with its memory. `program` is the one that runs: after the passes."""
+class NumbaExecutable(ArenaExecutable):
+    """A Program with its memory, run by Numba's kernels."""
 
     sampler = None
 
@@ -75,20 +75,10 @@ class NumbaExecutable:
         threads: int,
         allocator: Allocator,
     ) -> None:
-        self.program = program
-        self.limits = limits
-        self._memory = memory.plan(program, limits.max_tokens, limits.max_rows)
-        self._arena = allocator(self._memory.nbytes)
-        self._constants = {
-            name: np.ascontiguousarray(table, np.float32)
-            for name, table in program.constants.items()
-        }
-        # The records hold bare addresses: what they point to lives as long as this object.
-        self._weights = {name: weights[name] for name in program.weights}
+        super().__init__(program, weights, limits, allocator)
         self._ops = self._translate()
         self._steps = self._assemble(threads, allocator)
         self._pool = ThreadPoolExecutor(max(threads - 1, 1), "cpuinfer-numba")
-        self._rows = {"T": 0, "R": 0}
         self._logits = self._view(program.output, limits.max_rows)
         self._last_write = max(
             (i for i, op in enumerate(program.ops) if op.kind in ("kv_write", "matmul_qkv_rope")),
@@ -127,36 +117,9 @@ class NumbaExecutable:
             for other in others:
                 other.result()
 
-    def read(self, buffer: str) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Rows of a buffer after a run, as Executable.read says. Raises ValueError for an unknown buffer."""
-        if buffer not in self.program.buffers:
-            raise ValueError(f"no buffer {buffer!r}; there are {', '.join(self.program.buffers)}")
-        return self._view(buffer, self._rows[self.program.buffers[buffer].rows])
-
-    def write(self, buffer: str, values: NDArray[np.float32]) -> None:
-        """Set the first rows of an input of the Program, as Executable.write says."""
-        if buffer not in self.program.inputs:
-            raise ValueError(f"{buffer!r} is not an input of the program: {self.program.inputs}")
-        spec = self.program.buffers[buffer]
-        most = self.limits.max_tokens if spec.rows == "T" else self.limits.max_rows
-        fits = values.ndim == 2 and values.shape[0] <= most and values.shape[1] == spec.width
-        if values.dtype != np.float32 or not fits:
-            raise ValueError(
-                f"input {buffer}: expected f32 of at most {most} rows of {spec.width}, "
-                f"got {values.dtype} {values.shape}"
-            )
-        self._view(buffer, values.shape[0])[:] = values
-
     def op_seconds(self) -> NDArray[np.float64]:
         """Zeros: ops are not timed here."""
         return np.zeros(len(self.program.ops))
-
-    def _view(self, buffer: str, rows: int) -> NDArray[Any]:
-        spec = self.program.buffers[buffer]
-        row_bytes = spec.dtype.row_bytes(spec.width)
-        begin = self._memory.offsets[buffer]
-        data = self._arena[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
-        return data.view(np.float32) if spec.dtype is Activation.F32 else data
 
     def _address(self, buffer: str) -> int:
         return int(self._arena.ctypes.data) + self._memory.offsets[buffer]
