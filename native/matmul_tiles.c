@@ -119,7 +119,7 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
     };
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
-        acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * CI_ROWS) : vf_zero();
+        acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * tile->out_step) : vf_zero();
     make_dots(np, f, 0, now[0], tile, &at, 0);
     if (at.left > 1)
         make_dots(np, f, 1, now[1], tile, &at, 1);
@@ -133,7 +133,7 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
         if (i / np >= skip)
-            vf_store(tile->out + i / np * CI_STRIP + i % np * CI_ROWS, acc[i]);
+            vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
 }
 
 /* The last tile reaches back to TILE_MR tokens. */

@@ -3,7 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <ints.h>
+#include <vi16.h>
 #include <vec.h>
 
 /* 6 tokens x 2 panels: 12 sums of int16 and 12 of int32, 2 of codes, a broadcast, a product and a constant are 29 of

@@ -3,7 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <ints.h>
+#include <vi16.h>
 #include <vec.h>
 
 /* 8 tokens x 2 panels, whose f32 accumulators are in L1 while the dots run: 73 % of the VPDPBUSD peak of an Emerald

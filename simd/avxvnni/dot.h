@@ -3,7 +3,7 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <ints.h>
+#include <vi16.h>
 #include <vec.h>
 
 /* 6 tokens x 2 ymm of sums, 2 of codes, 1 broadcast: 15 of the 16 registers. The f32 accumulators stay in L1. */

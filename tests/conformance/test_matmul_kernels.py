@@ -135,6 +135,22 @@ def test_long_rows(type, level):
         assert matmul(x[row : row + 1], weight).run(level).tobytes() == got[row].tobytes()
 
 
+@pytest.mark.parametrize("kernel", ["matmul", "matmul_swiglu"])
+@pytest.mark.parametrize("type", FLOATS + QUANTISED)
+@pytest.mark.parametrize("level", LEVELS)
+def test_many_rows(level, type, kernel):
+    """One token, whose tiles take panels far apart: more of them than a strip has, and any number left over."""
+    rng = np.random.default_rng(15)
+    k = k_of(32, type)
+    for n in (1101, 16 * 83, 16 * 7):
+        weights = [random_weight(rng, type, n, k) for _ in range(1 + (kernel != "matmul"))]
+        x = rows_of(rng, 2, k, type)
+        both = Call(kernel, 2, n, k, [x], weights, type.activation).run(level)
+        for threads in (1, 2, 3):
+            one = Call(kernel, 1, n, k, [guarded(x[1:])], weights, type.activation)
+            assert one.run(level, threads).tobytes() == both[1:].tobytes(), (n, threads)
+
+
 @pytest.mark.model
 def test_real_weights():
     """Of every type in the model's file, the first matrix: values within the bound, bits alike."""

@@ -1,6 +1,6 @@
 /* vi16, the int32 of 16 rows, as two ymm. */
-#ifndef CPUINFER_INTS_H
-#define CPUINFER_INTS_H
+#ifndef CPUINFER_VI16_H
+#define CPUINFER_VI16_H
 #include <dot_rows.h>
 #include <immintrin.h>
 #include <stdint.h>
