@@ -24,12 +24,14 @@ enum {
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */
     STRETCH_BYTES = 40 << 10,
-    /* One in so many panels is nobody's share: whoever comes free takes it. One token has half as many of these. */
-    SHARED_PART = 4,
-    /* One token's strips are so many times as long, and its tiles take panels far apart from them: each is a stream of
-     * its own, of which memory serves several faster than one. Measured on Zen 3, two threads, weights in memory: 24
-     * GB/s of Q4_0 with one stream a thread, 29 with two, 36 with four; with four of neighbouring panels 20. */
+    SHARED_PART = 4, /* one in so many panels is nobody's share: whoever comes free takes it */
+    /* One token of a small team: strips are so many times as long, and tiles take panels far apart from them. Each is a
+     * stream of its own, of which memory serves several faster than one. Measured on Zen 3, two threads, weights in
+     * memory: 24 GB/s of Q4_0 with one stream a thread, 29 with two, 36 with four; with four of neighbouring panels 20.
+     * Decode of Q4_0 on Emerald Rapids becomes 1.48, 0.99, 1.06 times as fast with 1, 2, 4 threads (135M), 1.16, 1.15
+     * with 1, 2 (1B); with more, memory is busy without it: 0.95 with 8, 0.91 with 16. */
     LONG_STRIP = 16,
+    FAR_THREADS = 4,
 };
 
 static inline int32_t min32(int32_t a, int32_t b) {
@@ -99,12 +101,13 @@ typedef struct chunk {
     const ci_step *step;
     int32_t first; /* token */
     int32_t n;     /* tokens */
+    int32_t far;   /* 1: its tiles take panels far apart */
     const char *x;
     int64_t x_stride;
     char *prepared;
     int64_t prepared_stride;
     const ci_format *prepared_for; /* whose prepare made `prepared`; null: nobody's yet */
-    float *strip;                  /* [n][CI_STRIP]; of one token longer */
+    float *strip;                  /* [n][CI_STRIP]; LONG_STRIP times as long where panels are far apart */
     uint8_t *unpacked;
     float *heads; /* QKV: [n][head_dim], the head whose panels are being done */
 } chunk;
@@ -183,9 +186,9 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
     };
     while (n > 0) {
         int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;
-        while (!(*format->tiles)[height - 1][np_index])
+        while (!(*format->tiles)[height - 1][np_index] || (1 << np_index > format->np && !c->far))
             np_index--;
-        const int32_t np = 1 << np_index, apart = c->n == 1 ? n / np : 1;
+        const int32_t np = 1 << np_index, apart = c->far ? n / np : 1;
         tile.panel_bytes = apart * panel_bytes;
         tile.out_step = apart * CI_ROWS;
         for (int32_t i = 0; i < apart; i++) {
@@ -211,10 +214,11 @@ static int32_t share_begin(const ci_op *op, const ci_step *step, int32_t panel) 
 }
 
 /* A chunk with its memory, and no tokens yet. */
-static chunk chunk_of(const ci_op *op, const ci_step *step, int32_t longest) {
+static chunk chunk_of(const ci_op *op, const ci_step *step, int32_t longest, int32_t far) {
     chunk c = {
         .op = op,
         .step = step,
+        .far = far,
         .x_stride = ci_row_bytes(op->in_type, op->k),
         .strip = (float *)(void *)step->thread_area,
         .prepared = step->thread_area + strip_bytes(longest),
@@ -245,11 +249,12 @@ static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, stri
 static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
     const int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), chunks = (rows + per_chunk - 1) / per_chunk;
     const int32_t groups = (n_panels + group - 1) / group;
-    const int32_t own = step->team.n > 1 ? groups - groups / (rows > 1 ? SHARED_PART : 2 * SHARED_PART) : groups;
-    const int32_t part = rows > 1 ? strip / group : max32((groups - own) / (2 * step->team.n), strip / group);
-    const int32_t parts = (groups - own + part - 1) / part, most = rows > 1 ? strip : strip * LONG_STRIP;
+    const int32_t far = rows == 1 && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
+    const int32_t own = step->team.n > 1 ? groups - groups / (far ? 2 * SHARED_PART : SHARED_PART) : groups;
+    const int32_t part = far ? max32((groups - own) / (2 * step->team.n), strip / group) : strip / group;
+    const int32_t parts = (groups - own + part - 1) / part;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
-    chunk c = chunk_of(op, step, min32(rows, per_chunk));
+    chunk c = chunk_of(op, step, min32(rows, per_chunk), far);
     int32_t begin, end;
     if (tiles)
         tiles_begin();

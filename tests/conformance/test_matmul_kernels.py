@@ -146,7 +146,7 @@ def test_many_rows(level, type, kernel):
         weights = [random_weight(rng, type, n, k) for _ in range(1 + (kernel != "matmul"))]
         x = rows_of(rng, 2, k, type)
         both = Call(kernel, 2, n, k, [x], weights, type.activation).run(level)
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 5):
             one = Call(kernel, 1, n, k, [guarded(x[1:])], weights, type.activation)
             assert one.run(level, threads).tobytes() == both[1:].tobytes(), (n, threads)
 
