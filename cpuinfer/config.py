@@ -125,6 +125,8 @@ class EngineConfig:
     max_context: most tokens of a sequence, prompt and completion; None: the model's, at most 8192.
     token_budget: most tokens in a step.
     max_sequences: most sequences in flight; further ones wait.
+    prefix_caching: keep the KV pages of finished requests while they are not needed otherwise, so that
+        requests which begin alike compute that beginning once. Changes no bit of any result.
     stats: time every op of every step, for LLM.stats(); costs under 1 % of a step.
 
     Raises ValueError for a value outside its range.
@@ -138,11 +140,13 @@ class EngineConfig:
     max_context: int | None = None
     token_budget: int = 512
     max_sequences: int = 32
+    prefix_caching: bool = True
     stats: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stats, bool):
-            raise ValueError(f"stats: expected True or False, got {self.stats!r}")
+        for name in ("prefix_caching", "stats"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in ("threads", "kv_memory_bytes", "max_context"):
             _integer(name, getattr(self, name), 1, optional=True)
         for name in ("token_budget", "max_sequences"):

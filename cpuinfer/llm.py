@@ -91,7 +91,12 @@ class LLM:
             DEFAULT_MAX_TOKENS,
         )
         self._meter = open_meter(self.executable) if config.stats else None
-        self._engine = Engine(self._meter or self.executable, self.limits, config.max_sequences)
+        self._engine = Engine(
+            self._meter or self.executable,
+            self.limits,
+            config.max_sequences,
+            config.prefix_caching,
+        )
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._numbers = count()
@@ -320,6 +325,7 @@ class LLM:
             if prompt_logprobs is None
             else [self._logprobs(entry) if entry else None for entry in prompt_logprobs],
             outputs=[self._completion(sequence) for sequence in request.sequences],
+            num_cached_tokens=first.cached,
             seed=first.seed,
             timings=timings(request, self.load_s),
         )
@@ -371,12 +377,13 @@ def timings(request: Request, load_s: float) -> Timings:
     last = max(s.finished or request.created for s in sequences)
     started = min((s.started for s in sequences if s.started), default=last)
     first = min((s.first_token for s in sequences if s.first_token), default=last)
+    computed = sequences[0].n_prompt - sequences[0].cached
     later = sum(max(0, len(s.tokens) - s.n_prompt - 1) for s in sequences)
     return Timings(
         load_s=load_s,
         queue_s=started - request.created,
         ttft_s=first - request.created,
-        prefill_tok_s=sequences[0].n_prompt / (first - started) if first > started else 0.0,
+        prefill_tok_s=computed / (first - started) if first > started else 0.0,
         decode_tok_s=later / (last - first) if last > first else 0.0,
         total_s=last - request.created,
     )

@@ -11,9 +11,15 @@ from cpuinfer.engine.sequence import Request, Sequence
 class Engine:
     """Runs requests on an executable, many at once. Not thread-safe: one caller at a time."""
 
-    def __init__(self, executable: Executable, limits: Limits, max_sequences: int) -> None:
+    def __init__(
+        self,
+        executable: Executable,
+        limits: Limits,
+        max_sequences: int,
+        prefix_caching: bool = True,
+    ) -> None:
         self.executable = executable
-        self.scheduler = Scheduler(limits, max_sequences)
+        self.scheduler = Scheduler(limits, max_sequences, prefix_caching)
 
     @property
     def has_work(self) -> bool:
@@ -56,6 +62,7 @@ class Engine:
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
             sequence.computed += chunk.n_tokens
+            self.scheduler.learn(sequence)
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:

@@ -114,7 +114,7 @@ class Timings:
     """Seconds and speeds of a request, from when it was given to the engine.
 
     load_s: of the model, once. queue_s: until its first step. ttft_s: until the first token.
-    prefill_tok_s: prompt tokens over first step to first token. decode_tok_s: tokens after the
+    prefill_tok_s: prompt tokens that were not cached, over first step to first token. decode_tok_s: tokens after the
     first, over the time after it (0 if there are none); of n completions together. total_s: until
     the last token.
     """
@@ -132,6 +132,7 @@ class RequestOutput:
     """A finished request.
 
     prompt is None where token ids were given. prompt_logprobs[0] is None: nothing comes before it.
+    num_cached_tokens: of the prompt, those whose keys and values an earlier request had left.
     seed is the one used: with it, the same prompt and parameters give the same completions.
     """
 
@@ -140,6 +141,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     prompt_logprobs: list[dict[int, Logprob] | None] | None
     outputs: list[CompletionOutput]
+    num_cached_tokens: int
     seed: int
     timings: Timings
 

@@ -9,7 +9,7 @@ from time import perf_counter
 import numpy as np
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
-from cpuinfer.engine.blocks import BlockPool
+from cpuinfer.engine.blocks import NO_PREFIX, BlockPool, Known
 from cpuinfer.engine.sequence import Sequence
 
 
@@ -38,6 +38,9 @@ class Scheduler:
       first in the queue, and later computes its tokens anew (to the same keys and values).
     - The first in the queue is admitted when there are pages for all its tokens and one more for
       every running sequence, so that it is not sent back at once.
+    - It starts with the pages, of any sequence that came before, that hold its beginning: of the same
+      tokens keys and values have the same bits, whatever step computed them. Full pages are shared,
+      and never written again.
     - In a step, sequences that decode take their one token first, then prompts take what is left,
       in order of arrival.
 
@@ -46,9 +49,10 @@ class Scheduler:
     than those that wait.
     """
 
-    def __init__(self, limits: Limits, max_sequences: int) -> None:
+    def __init__(self, limits: Limits, max_sequences: int, prefix_caching: bool) -> None:
         self.limits = limits
         self.max_sequences = max_sequences
+        self.prefix_caching = prefix_caching
         self.pool = BlockPool(limits.n_pages)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
@@ -80,7 +84,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step.
 
-        Of a sequence only its pages change, so a step that failed can be scheduled again.
+        Of a sequence only what it holds changes, so a step that failed can be scheduled again.
         """
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
@@ -95,11 +99,10 @@ class Scheduler:
             if chunk := _chunk(sequence, tokens, rows):
                 chunks.append(chunk)
                 tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
-        while self._can_admit():
-            chunk = _chunk(self.waiting[0], tokens, rows)
+        while tokens and (found := self._admissible()) is not None:
+            chunk = _chunk(self._admit(found), tokens, rows)
             if chunk is None:
                 break
-            self._admit()
             chunks.append(chunk)
             tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
         return Step(tuple(chunks), make_batch(chunks))
@@ -118,16 +121,44 @@ class Scheduler:
                 sequence.pages.extend(self.pool.take(missing))
             position += 1
 
-    def _can_admit(self) -> bool:
+    def _admissible(self) -> list[Known] | None:
+        """What is known of the first in the queue, if it can run now; else None."""
         if not self.waiting or len(self.running) >= self.max_sequences:
-            return False
-        return self.waiting[0].pages_missing + len(self.running) <= self.pool.n_free
+            return None
+        first, found = self.waiting[0], list[Known]()
+        if self.prefix_caching:
+            found = self.pool.find(first.tokens, first.first_row // PAGE_TOKENS)
+        held = sum(self.pool.holders(known.page) > 0 for known in found)
+        wanted = first.pages_missing - held + len(self.running)
+        return found if wanted <= self.pool.n_free else None
 
-    def _admit(self) -> None:
+    def _admit(self, found: list[Known]) -> Sequence:
         sequence = self.waiting.popleft()
+        for known in found:
+            self.pool.share(known.page)
+            sequence.pages.append(known.page)
+            sequence.prefix = known.prefix
+        sequence.known = len(found)
+        sequence.computed = len(found) * PAGE_TOKENS
+        if sequence.started is None:
+            sequence.started, sequence.cached = perf_counter(), sequence.computed
         sequence.pages.extend(self.pool.take(sequence.pages_missing))
-        sequence.started = sequence.started or perf_counter()
         self.running.append(sequence)
+        return sequence
+
+    def learn(self, sequence: Sequence) -> None:
+        """Let others find the pages that a sequence has filled. Where one is known already, that one
+        is held from now on, and the sequence's own is free.
+        """
+        while self.prefix_caching and (sequence.known + 1) * PAGE_TOKENS <= sequence.computed:
+            begin, page = sequence.known * PAGE_TOKENS, sequence.pages[sequence.known]
+            tokens = sequence.tokens[begin : begin + PAGE_TOKENS]
+            known = self.pool.learn(sequence.prefix, tokens, page)
+            if known.page != page:
+                self.pool.share(known.page)
+                self.pool.release(page)
+                sequence.pages[sequence.known] = known.page
+            sequence.known, sequence.prefix = sequence.known + 1, known.prefix
 
     def _send_back(self) -> None:
         sequence = self.running.pop()
@@ -135,10 +166,11 @@ class Scheduler:
         self.waiting.appendleft(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        # Last page first, so that the next sequence starts with this one's first: memory in use.
+        # Last page first: the next sequence starts with this one's first, memory in use, and a known
+        # page is forgotten after those that continue it.
         while sequence.pages:
             self.pool.release(sequence.pages.pop())
-        sequence.computed = 0
+        sequence.computed, sequence.known, sequence.prefix = 0, 0, NO_PREFIX
 
 
 def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.adjust import Adjustment
+from cpuinfer.engine.blocks import NO_PREFIX
 from cpuinfer.engine.numerics import MAX_VOCAB
 from cpuinfer.engine.outputs import Detokenizer, TextStream
 from cpuinfer.engine.sampler import TokenLogprob
@@ -27,7 +28,8 @@ class Sequence:
 
     tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end
     it. computed: tokens whose keys and values are in `pages` (int32 page numbers, one per 16
-    positions). logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
+    positions), of which the first `known` are in the pool's index as the prefix of number `prefix`.
+    cached: prompt tokens that were found there instead of being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
     that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the logits, None
     where they stay as they are.
     """
@@ -45,6 +47,9 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pages: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
+    known: int = 0
+    prefix: int = NO_PREFIX
+    cached: int = 0
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     started: float | None = None

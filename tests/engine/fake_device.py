@@ -31,6 +31,7 @@ class FakeExecutable:
         self.vocab = vocab
         self.kv = np.full((limits.n_pages, PAGE_TOKENS), -1)
         self.steps = 0
+        self.tokens = 0
         self.most_tokens = 0
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
@@ -56,6 +57,7 @@ class FakeExecutable:
                 p = int(batch.positions[t])
                 past[t] = self.kv[table].reshape(-1)[: p + 1].tolist()
         self.steps += 1
+        self.tokens += n
         self.most_tokens = max(self.most_tokens, n)
         rows = [hash_logits(past[t], self.vocab) for t in batch.logit_rows.tolist()]
         return np.array(rows, np.float32).reshape(len(rows), self.vocab)

@@ -54,6 +54,7 @@ def test_sampling_values_out_of_range_are_refused_by_name(field: dict[str, objec
 @pytest.mark.parametrize(
     "field",
     [
+        {"prefix_caching": 1},
         {"threads": 0},
         {"kv_type": "f8"},
         {"kv_memory_bytes": 0},

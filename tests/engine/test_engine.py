@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -27,10 +28,15 @@ def bounds(context: int = 200, pages: int = 100) -> Bounds:
 
 
 def engine(
-    tokens: int = 64, rows: int = 8, pages: int = 100, context: int = 200, sequences: int = 8
+    tokens: int = 64,
+    rows: int = 8,
+    pages: int = 100,
+    context: int = 200,
+    sequences: int = 8,
+    prefix_caching: bool = True,
 ) -> Engine:
     limits = Limits(tokens, rows, pages, context)
-    return Engine(FakeExecutable(limits), limits, sequences)
+    return Engine(FakeExecutable(limits), limits, sequences, prefix_caching)
 
 
 def request(prompt: list[int], params: SamplingParams, limits: Bounds | None = None) -> Request:
@@ -61,12 +67,17 @@ def alone(
 
 
 def check_pool(e: Engine) -> None:
-    """Every page has one holder or none, and the sequences in flight hold what is held."""
+    """The sequences in flight hold what is held; what they share is full, and no longer written."""
     scheduler = e.scheduler
-    held = [page for sequence in scheduler.running for page in sequence.pages]
-    assert len(set(held)) == len(held)
-    assert all(scheduler.pool.holders(page) == 1 for page in held)
-    assert scheduler.pool.n_free == scheduler.pool.n_pages - len(held)
+    pool = scheduler.pool
+    held = Counter(page for sequence in scheduler.running for page in sequence.pages)
+    assert all(pool.holders(page) == held[page] for page in range(pool.n_pages))
+    assert pool.n_free == pool.n_pages - len(held)
+    for sequence in scheduler.running:
+        assert len(set(sequence.pages)) == len(sequence.pages)
+        assert sequence.known * 16 <= sequence.computed
+        for page in sequence.pages[sequence.known :]:
+            assert held[page] == 1, "a page that may still be written is shared"
     assert all(not sequence.pages and sequence.computed == 0 for sequence in scheduler.waiting)
     assert len(scheduler.running) <= scheduler.max_sequences
 
@@ -124,7 +135,13 @@ sampling = st.builds(
     logprobs=st.sampled_from([None, 0, 3]),
     prompt_logprobs=st.sampled_from([None, None, 2]),
 )
-prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
+# Many begin alike, for as long as a page or three, and go on as they like.
+prompts = st.builds(
+    lambda head, n, tail: [*[head] * n, *tail],
+    st.integers(0, 2),
+    st.integers(0, 48),
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
+) | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
 
 
 @settings(max_examples=150, deadline=None)
@@ -134,6 +151,7 @@ prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
     rows=st.integers(1, 8),
     pages=st.integers(7, 20),
     sequences=st.integers(1, 8),
+    prefix_caching=st.booleans(),
 )
 def test_any_schedule_gives_what_each_request_gives_alone(
     work: list[tuple[list[int], SamplingParams, int]],
@@ -141,8 +159,9 @@ def test_any_schedule_gives_what_each_request_gives_alone(
     rows: int,
     pages: int,
     sequences: int,
+    prefix_caching: bool,
 ) -> None:
-    e = engine(tokens, rows, pages, context=100, sequences=sequences)
+    e = engine(tokens, rows, pages, 100, sequences, prefix_caching)
     limits = bounds(context=100, pages=pages)
     made = []
     for prompt, params, steps in work:
@@ -195,6 +214,61 @@ def test_completions_of_one_prompt_differ_and_repeat() -> None:
     check(one)
     assert len({tuple(s.tokens) for s in one.sequences}) == 3
     assert [s.choice for s in one.sequences] == [0, 1, 2]
+
+
+def test_a_prompt_that_begins_as_an_earlier_one_starts_behind_it() -> None:
+    params = SamplingParams(max_tokens=5, seed=1, ignore_eos=True)
+    head = list(range(50))
+    for prefix_caching in (True, False):
+        e = engine(tokens=100, prefix_caching=prefix_caching)
+        made = [request([*head, *tail], params) for tail in ([1] * 20, [2] * 20, [1] * 20)]
+        for one in made:
+            e.add(one)
+            run(e)
+            check(one)
+        cached = [one.sequences[0].cached for one in made]
+        assert cached == ([0, 48, 64] if prefix_caching else [0, 0, 0])
+        assert isinstance(e.executable, FakeExecutable)
+        assert e.executable.tokens == 3 * (70 + 4) - sum(cached)
+
+
+def test_of_a_whole_known_prompt_the_last_token_is_computed() -> None:
+    e = engine()
+    prompt = list(range(48))
+    for want in (0, 32):
+        one = request(prompt, SamplingParams(max_tokens=3, seed=1))
+        e.add(one)
+        run(e)
+        check(one)
+        assert one.sequences[0].cached == want
+
+
+def test_completions_of_one_prompt_share_its_pages() -> None:
+    e, one = engine(tokens=200), request([3] * 64, SamplingParams(n=3, seed=5, max_tokens=8))
+    e.add(one)
+    e.step()
+    check_pool(e)
+    first, *others = (sequence.pages[:4] for sequence in e.scheduler.running)
+    assert all(pages == first for pages in others)
+    run(e)
+    check(one)
+
+
+def test_pages_of_who_was_sent_back_are_found_again() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    computed = []
+    for prefix_caching in (False, True):
+        e = engine(tokens=32, pages=12, context=100, prefix_caching=prefix_caching)
+        made = [request([i] * 20, params, bounds(context=100, pages=12)) for i in range(4)]
+        for one in made:
+            e.add(one)
+        run(e)
+        for one in made:
+            check(one)
+        assert isinstance(e.executable, FakeExecutable)
+        computed.append(e.executable.tokens)
+    assert computed[0] > 4 * 79, "nobody was sent back"
+    assert computed[1] < computed[0]
 
 
 def test_preemption_happens_and_is_exact() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from cpuinfer import LLM, SamplingParams
+from cpuinfer.engine.outputs import RequestOutput
+from cpuinfer.graph.dtypes import KVType
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SAMPLED = SamplingParams(seed=3, max_tokens=12, ignore_eos=True, logprobs=2)
@@ -56,6 +58,22 @@ def test_results_keep_their_order_and_do_not_depend_on_company(llm: LLM) -> None
         (alone,) = llm.generate(output.prompt_token_ids, SAMPLED)
         assert alone.outputs == output.outputs
         assert alone.prompt is None
+
+
+@pytest.mark.parametrize("kv_type", list(KVType))
+def test_a_known_beginning_changes_no_bit(cache: None, tiny_model: Path, kv_type: KVType) -> None:
+    text = "a much longer prompt, of more than one page of tokens " * 3
+
+    def answers(prefix_caching: bool) -> list[RequestOutput]:
+        options = {"kv_type": kv_type, "token_budget": 24, "prefix_caching": prefix_caching}
+        llm = LLM(tiny_model, device="native", **options)
+        return [llm.generate(text + tail, SAMPLED)[0] for tail in ("one", "two", "one")]
+
+    known, fresh = answers(True), answers(False)
+    assert [output.outputs for output in known] == [output.outputs for output in fresh]
+    assert [output.num_cached_tokens for output in fresh] == [0, 0, 0]
+    first, other, same = (output.num_cached_tokens for output in known)
+    assert first == 0 < other <= same
 
 
 def test_one_params_for_each_prompt(llm: LLM) -> None:

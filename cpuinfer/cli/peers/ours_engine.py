@@ -33,7 +33,8 @@ class Whole:
             frozenset(),
             1,
         )
-        self._engine = Engine(self._llm.executable, limits, start.n_seqs)
+        # Every prompt is to be computed, whatever came before.
+        self._engine = Engine(self._llm.executable, limits, start.n_seqs, prefix_caching=False)
         self._random = np.random.default_rng(0)
         self.version = version()
         self.flags = {
