@@ -3,8 +3,8 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <vi16.h>
 #include <vec.h>
+#include <vi16.h>
 
 /* 6 tokens x 2 ymm of sums, 2 of codes, 1 broadcast, 1 product: the 16 registers. The f32 accumulators stay in L1. */
 #define DOT_MR 6

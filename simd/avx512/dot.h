@@ -3,8 +3,8 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <vi16.h>
 #include <vec.h>
+#include <vi16.h>
 
 /* 6 tokens x 2 panels: 12 sums of int16 and 12 of int32, 2 of codes, a broadcast, a product and a constant are 29 of
  * the 32 registers. The f32 accumulators stay in L1. */

@@ -3,8 +3,8 @@
 #define CPUINFER_DOT_H
 #include <codes.h>
 #include <dot_rows.h>
-#include <vi16.h>
 #include <vec.h>
+#include <vi16.h>
 
 /* 8 tokens x 2 panels, whose f32 accumulators are in L1 while the dots run: 73 % of the VPDPBUSD peak of an Emerald
  * Rapids core, where 6 x 2 with all in registers have 65 %, and 62 % without starts. */
