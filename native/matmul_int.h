@@ -30,8 +30,8 @@ DOT_INLINE int has_starts(const form f) {
     return dot_offset(f) && !f.halves;
 }
 
-/* Prefetch `bytes` bytes, at most what a block has. No loop is left to the processor: one token's block is so short
- * that leaving it took a third of the time. */
+/* Prefetch `bytes` bytes, at most what a block has. Unrolled, for one token's block is short: on Zen 3 with panels in
+ * L3 a loop gave 23 and 32 GB/s of Q4_0 and Q8_0, this 27 and 37. */
 DOT_INLINE void fetch(const form f, const uint8_t *ahead, int64_t bytes) {
 #pragma GCC unroll 16
     for (int i = 0; i < (codes_bytes(f.codes) + header_bytes(f)) / 64 + 1; i++)
@@ -80,16 +80,13 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_til
     }
 }
 
-/* Panels of a tile of mr tokens. One token's stand in one vector of sums each, and are as many streams from memory. */
+/* Most panels of a tile of mr tokens. One token's dots need few registers, and its panels are streams from memory. */
 #define MOST_NP(mr) ((mr) == 1 ? CI_MAX_NP : DOT_NP)
-DOT_INLINE int most_np(const int mr) {
-    return MOST_NP(mr);
-}
 
 DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile *tile) {
     vf16 acc[CI_MAX_MR * CI_MAX_NP];
     const int side = np < DOT_NP ? np : DOT_NP; /* panels whose dots run together */
-    if (mr > DOT_MR || np > most_np(mr) || (TILE_MR && f.header == HEADER_UNPACKED))
+    if (mr > DOT_MR || np > MOST_NP(mr) || (TILE_MR && f.header == HEADER_UNPACKED))
         return; /* not in the table, or a sweep takes its place: keep the compiler from building it */
     const int32_t first = tile->begin / 32, blocks = tile->end / 32 - first;
 #pragma GCC unroll 32
