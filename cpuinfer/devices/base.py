@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.devices.sampling import Sampler
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import Program
@@ -50,7 +51,10 @@ class Executable(Protocol):
     """A compiled Program with its memory. Not thread-safe: one caller at a time.
 
     sampler: chooses tokens from what `run` returned; None where the device leaves that to the engine.
+    kv: its KV pages as bytes.
     """
+
+    kv: KVMemory
 
     @property
     def sampler(self) -> Sampler | None:

@@ -62,6 +62,7 @@ class Meter:
 
     def __init__(self, executable: Measurable) -> None:
         self.executable = executable
+        self.kv = executable.kv
         self._groups = list(alike(executable.program).values())
         self._shapes: dict[tuple[str, int, int], _Steps] = {}
         self._last: _Steps | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from cpuinfer.devices.arena_executable import ArenaExecutable
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch, check_shapes
+from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.devices.native_sampler import NativeSampler
 from cpuinfer.graph.dtypes import Activation, KVType
 from cpuinfer.graph.passes import PASSES, optimise
@@ -214,6 +216,8 @@ class NativeExecutable(ArenaExecutable):
         k_bytes = kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
         page_bytes = PAGE_TOKENS * limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
         self._pages = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
+        shape = kv.n_layers, kv.n_kv_heads, limits.n_pages, page_bytes // kv.n_kv_heads
+        self.kv = KVMemory(self._pages[: math.prod(shape)].reshape(shape))
         c.kv.data = self._pointer(self._pages)
         c.kv.layer_bytes = limits.n_pages * page_bytes
         c.kv.page_bytes, c.kv.k_bytes = page_bytes // kv.n_kv_heads, k_bytes

@@ -6,6 +6,7 @@ done in the very f32 operations of docs/design.md 3: given equal input the bytes
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.devices.numerics import (
     Values,
     bf16_to_f32,
@@ -72,6 +74,18 @@ class KVPages:
         scales = self.scales[layer, page, :, :, lane]
         self.k[layer, page, :, :, lane], scales[:, 0] = self._encode(k)
         self.v[layer, page, :, lane, :], scales[:, 1] = self._encode(v)
+
+    def memory(self) -> KVMemory:
+        """The pages as bytes."""
+        parts = (self.k, self.v, self.scales) if self.type is KVType.INT8 else (self.k, self.v)
+        return KVMemory(
+            *(
+                part.reshape(*part.shape[:3], math.prod(part.shape[3:]))
+                .view(np.uint8)
+                .transpose(0, 2, 1, 3)
+                for part in parts
+            )
+        )
 
     def read(self, layer: int, pages: NDArray[np.int32], context: int) -> tuple[F64, F64]:
         """K and V of the first `context` positions of a block table, [kv_head, context, D] each."""
@@ -135,6 +149,7 @@ class ReferenceExecutable:
         self._weights = weights
         self._limits = limits
         self._kv = KVPages(program, limits)
+        self.kv = self._kv.memory()
         self._inputs: dict[str, F32] = {}
         self._buffers: dict[str, Values] = {}
         self._unpacked: dict[str, F32] = {}

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+from cpuinfer.devices.kv_memory import KVMemory
 
 VOCAB = 67
 
@@ -29,7 +30,8 @@ class FakeExecutable:
     def __init__(self, limits: Limits, vocab: int = VOCAB) -> None:
         self.limits = limits
         self.vocab = vocab
-        self.kv = np.full((limits.n_pages, PAGE_TOKENS), -1)
+        self.tokens_of = np.full((limits.n_pages, PAGE_TOKENS), -1)
+        self.kv = KVMemory(self.tokens_of.view(np.uint8)[None, None])
         self.steps = 0
         self.tokens = 0
         self.most_tokens = 0
@@ -52,10 +54,10 @@ class FakeExecutable:
                 place = int(table[p // PAGE_TOKENS]), p % PAGE_TOKENS
                 assert place not in written, "two tokens of a step share a place"
                 written.add(place)
-                self.kv[place] = batch.tokens[t]
+                self.tokens_of[place] = batch.tokens[t]
             for t in set(range(begin, end)) & set(batch.logit_rows.tolist()):
                 p = int(batch.positions[t])
-                past[t] = self.kv[table].reshape(-1)[: p + 1].tolist()
+                past[t] = self.tokens_of[table].reshape(-1)[: p + 1].tolist()
         self.steps += 1
         self.tokens += n
         self.most_tokens = max(self.most_tokens, n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from cpuinfer.devices.arena_executable import ArenaExecutable
 from cpuinfer.devices.barriers import barriers
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits, check_limits, check_weights
 from cpuinfer.devices.batch_check import check_batch
+from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.devices.numba import attention, matmul
 from cpuinfer.devices.numba.codes import UNPACKED_BLOCK
 from cpuinfer.devices.numba.memory import LEAVE, WAIT
@@ -162,6 +164,8 @@ class NumbaExecutable(ArenaExecutable):
         token_bytes = limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
         page_bytes = PAGE_TOKENS * token_bytes
         self._kv = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))
+        k_bytes = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
+        self.kv = self._kv_memory(page_bytes, k_bytes)
         self._pages = np.zeros(limits.max_tokens, np.int32)
         self._counters = np.zeros(len(self.program.ops), np.int64)
         self._barrier = allocator(2 * _LINE + 8)
@@ -177,9 +181,25 @@ class NumbaExecutable(ArenaExecutable):
         )
         steps["kv"], steps["kv_type"] = self._kv.ctypes.data, KV_TYPES[limits.kv_type]
         steps["layer_bytes"], steps["page_bytes"] = limits.n_pages * page_bytes, page_bytes
-        steps["k_bytes"] = kv.n_kv_heads * kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
+        steps["k_bytes"] = k_bytes
         steps["own"], steps["shared"] = at + own * np.arange(threads), at + own * threads
         return steps
+
+    def _kv_memory(self, page_bytes: int, k_bytes: int) -> KVMemory:
+        """The pages, whose K of all heads, V of all heads and scales of all heads follow each other."""
+        kv, n_pages = self.program.kv, self.limits.n_pages
+        pages = self._kv[: kv.n_layers * n_pages * page_bytes]
+        pages = pages.reshape(kv.n_layers, n_pages, page_bytes)
+        ends = [begin for begin in (0, k_bytes, 2 * k_bytes, page_bytes) if begin <= page_bytes]
+        return KVMemory(
+            *(
+                pages[:, :, begin:end]
+                .reshape(kv.n_layers, n_pages, kv.n_kv_heads, (end - begin) // kv.n_kv_heads)
+                .transpose(0, 2, 1, 3)
+                for begin, end in pairwise(ends)
+                if begin < end
+            )
+        )
 
     def _workspace_bytes(self) -> tuple[int, int]:
         """Of a thread, and of the team."""
