@@ -3,6 +3,7 @@
 #ifndef CPUINFER_MATMUL_INT_H
 #define CPUINFER_MATMUL_INT_H
 #include <dot.h>
+#include <halves.h>
 
 #include "block_scales.h"
 #include "matmul.h"
@@ -25,9 +26,13 @@ DOT_INLINE float load_f32(const char *p) {
 DOT_INLINE int dot_offset(const form f) {
     return DOT_SIGNED8 && codes_bits(f.codes) == 8 ? 0 : f.offset;
 }
-/* Forms with one offset per block start their dots at -offset * s, made once for a row: it costs no operation then. */
+/* Forms whose dots start at -offset * s, made once for a row: it costs no operation then. */
 DOT_INLINE int has_starts(const form f) {
-    return dot_offset(f) && !f.halves;
+    return f.halves ? HALVES_STARTS && f.offset : dot_offset(f) != 0;
+}
+/* Bytes per block of a row of what place.s goes over: starts, sums of halves, or float sums. */
+DOT_INLINE int32_t sums_bytes(const form f) {
+    return f.halves && has_starts(f) ? 8 : 4;
 }
 
 /* Prefetch `bytes` bytes, at most what a block has. Unrolled, for one token's block is short: on Zen 3 with panels in
@@ -46,13 +51,14 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_til
     const int16_t *pairs[CI_MAX_NP];
     int16_t room[CI_MAX_NP][2 * CI_ROWS], min_room[2 * CI_ROWS];
     vi16 dot[CI_MAX_MR * CI_MAX_NP];
+    vf16 of_halves[CI_MAX_MR * CI_MAX_NP];
     for (int p = 0; p < np; p++) {
         codes[p] = at->codes + p * panel_bytes;
         pairs[p] = f.halves ? block_pairs(f, at->header + p * panel_bytes, at->block, room[p]) : NULL;
         fetch(f, at->ahead + p * tile->ahead_stride, tile->ahead_step);
     }
     if (f.halves)
-        dot_halves(mr, np, dot, codes, f.codes, pairs, at->q);
+        halves_floats(mr, np, of_halves, codes, f.codes, f.offset, pairs, at->q, at->s);
     else
         dot_block(mr, np, dot, codes, f.codes, at->q, has_starts(f) ? &at->s : NULL);
 #pragma GCC unroll 4
@@ -61,17 +67,12 @@ DOT_INLINE void add_block(const int mr, const int np, const form f, const ci_til
         vf16 w_scale = block_scale(f, header, at->block);
         vf16 w_min = f.mins ? block_min(f, header, at->block) : vf_zero();
         const int16_t *min_pairs = f.mins && f.halves ? block_min_pairs(f, header, at->block, min_room) : NULL;
-        int16_t shifts[2 * CI_ROWS]; /* scales times the offset: what a half's sum of q is multiplied with */
-        for (int i = 0; f.halves && f.offset && i < 2 * CI_ROWS; i++)
-            shifts[i] = (int16_t)(pairs[p][i] * f.offset);
 #pragma GCC unroll 8
         for (int t = 0; t < mr; t++) {
             int i = t * np + p;
             const char *s = dot_row(at->s, t);
             vf16 d = vf_set1(load_f32(dot_row(at->d, t)));
-            if (f.halves && f.offset)
-                dot[i] = vi_sub(dot[i], vi_mul_pairs(shifts, s));
-            acc[i] = vf_fma(vi_to_float(dot[i]), vf_mul(w_scale, d), acc[i]);
+            acc[i] = vf_fma(f.halves ? of_halves[i] : vi_to_float(dot[i]), vf_mul(w_scale, d), acc[i]);
             if (f.mins && f.halves)
                 acc[i] = vf_fma(w_min, vf_mul(d, vi_to_float(vi_mul_pairs(min_pairs, s))), acc[i]);
             else if (f.mins)
@@ -98,7 +99,7 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
     place at = {
         .q = dot_rows_next(dot_rows_at(tile->x, tile->x_stride), 32 * first),
         .d = dot_rows_next(dot_rows_at((const char *)row.scales, tile->x_stride), 4 * first),
-        .s = dot_rows_next(has_starts(f) ? starts : dot_rows_at(sums, tile->x_stride), 4 * first),
+        .s = dot_rows_next(has_starts(f) ? starts : dot_rows_at(sums, tile->x_stride), sums_bytes(f) * first),
         .header = tile->panel,
         .codes = tile->panel + header_bytes(f),
         .ahead = tile->ahead,
@@ -115,7 +116,7 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
         at.ahead += tile->ahead_step;
         at.q = dot_rows_next(at.q, 32);
         at.d = dot_rows_next(at.d, 4);
-        at.s = dot_rows_next(at.s, 4);
+        at.s = dot_rows_next(at.s, sums_bytes(f));
         at.codes += codes_bytes(f.codes);
         if (++at.block == tile_blocks(f)) {
             at.block = 0;
@@ -128,15 +129,15 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
         vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
 }
 
-/* [K / 32] int32: where the dots of a row's blocks start. */
+/* [K / 32] int32, with halves [K / 32][2]: where the dots of a row's blocks start. */
 DOT_INLINE int64_t starts_bytes(const form f, int32_t k) {
-    return has_starts(f) ? (int64_t)k / 32 * 4 : 0;
+    return has_starts(f) ? (int64_t)k / 32 * sums_bytes(f) : 0;
 }
 DOT_INLINE void make_starts(const form f, char *out, const char *row, int32_t k) {
-    const int32_t *sums = ci_q8_row_at(row, k).sums;
+    const ci_q8_row at = ci_q8_row_at(row, k);
     int32_t *starts = (int32_t *)(void *)out;
-    for (int32_t i = 0; i < k / 32; i++)
-        starts[i] = -dot_offset(f) * sums[i];
+    for (int32_t i = 0; i < k / 32 * sums_bytes(f) / 4; i++)
+        starts[i] = f.halves ? -f.offset * at.half_sums[i] : -dot_offset(f) * at.sums[i];
 }
 
 /* A panel of form f as one of form `wide`, whose header is HEADER_UNPACKED and whose codes are bytes. */
