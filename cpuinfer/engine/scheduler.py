@@ -256,9 +256,9 @@ class Scheduler:
             wanted = group.pages_missing + group.copies(self.pool)
             if wanted:
                 while wanted > self.pool.n_free and self.running[-1] is not group:
-                    self._preempt()
+                    self.preempt()
                 if wanted > self.pool.n_free:
-                    self._preempt()
+                    self.preempt()
                 else:
                     self._supply(group)
             position += 1
@@ -332,7 +332,8 @@ class Scheduler:
                 sequence.pages[sequence.known] = known.page
             sequence.known, sequence.prefix = sequence.known + 1, known.prefix
 
-    def _preempt(self) -> None:
+    def preempt(self) -> None:
+        """Send back the last of the running groups, of which there must be one."""
         group = self.running.pop()
         self._preemption.take(group)
         insort(self.preempted, group, key=_ORDER)
