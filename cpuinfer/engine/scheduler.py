@@ -253,7 +253,9 @@ class Scheduler:
         position = 0
         while position < len(self.running):
             group = self.running[position]
-            wanted = group.pages_missing + group.copies(self.pool)
+            wanted = group.pages_missing
+            if len(group.members) > 1:
+                wanted += group.copies(self.pool)
             if wanted:
                 while wanted > self.pool.n_free and self.running[-1] is not group:
                     self.preempt()
