@@ -107,7 +107,7 @@ class CompletionOutput:
 
     token_ids include the token that ended it; text leaves it out. logprobs: for each token the
     reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids.
-    finish_reason: "stop", "length" or "abort". stop_reason: the stop string or stop token id that
+    finish_reason: "stop", "length", "abort" or "timeout". stop_reason: the stop string or stop token id that
     ended it; None for the model's own end.
     """
 
