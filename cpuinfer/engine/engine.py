@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+
 from cpuinfer.devices.base import Executable, Limits
 from cpuinfer.engine.sampling import Sampled, sample_step
 from cpuinfer.engine.scheduler import Scheduler, Step
 from cpuinfer.engine.sequence import Request, Sequence
+from cpuinfer.engine.swap import CostRule, SwapArea
 
 
 class Engine:
@@ -17,9 +22,22 @@ class Engine:
         limits: Limits,
         max_sequences: int,
         prefix_caching: bool = True,
+        *,
+        max_waiting: int | None = None,
+        preemption: str = "auto",
+        swap_bytes: int | None = None,
+        swap_path: Path | None = None,
     ) -> None:
+        """The options are EngineConfig's. Raises OSError where swap_path does not take swap_bytes."""
         self.executable = executable
-        self.scheduler = Scheduler(limits, max_sequences, prefix_caching)
+        self.costs = CostRule()
+        kv, area = executable.kv, None
+        if preemption != "recompute":
+            n_slots = limits.n_pages if swap_bytes is None else swap_bytes // kv.image_bytes
+            area = SwapArea(kv, n_slots, swap_path, self.costs)
+        self.scheduler = Scheduler(
+            limits, max_sequences, prefix_caching, max_waiting, area, preemption == "swap"
+        )
 
     @property
     def has_work(self) -> bool:
@@ -27,42 +45,49 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request: Request) -> None:
-        """Queue a request made by Bounds, which has checked that it fits."""
-        for sequence in request.sequences:
-            self.scheduler.add(sequence)
+        """Queue a request made by Bounds, which has checked that it fits.
+
+        Raises QueueFull, a ValueError, if as many requests wait as may.
+        """
+        self.scheduler.add(request)
 
     def abort(self, request: Request) -> None:
         """End what is unfinished of a request, with finish_reason "abort".
 
         Its pages become free.
         """
+        self._end(self.scheduler.unfinished(request), "abort")
         for sequence in request.sequences:
-            if sequence.finish_reason is None:
-                self.scheduler.remove(sequence)
+            if sequence.finish_reason is None:  # it was never added
                 sequence.finish("abort")
 
     def abort_all(self) -> None:
         """End every unfinished request as abort does."""
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
-            self.scheduler.remove(sequence)
-            sequence.finish("abort")
+        self._end(self.scheduler.sequences, "abort")
 
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
 
+        First, what is unfinished of requests whose time is over ends with finish_reason "timeout"; it is returned, too.
         A step that raises (ValueError: logits that are not finite; whatever the device raises) has
         committed nothing.
         """
+        overdue = self.scheduler.overdue(perf_counter())
+        self._end(overdue, "timeout")
+        if not self.has_work:
+            return overdue
         step = self.scheduler.schedule()
+        step.moves.perform(self.executable.kv, self.scheduler.area)
+        begin = perf_counter()
         logits = self.executable.run(step.batch)
+        self.costs.add_step(len(step.batch.tokens), len(step.chunks), perf_counter() - begin)
         sampled = sample_step(step.chunks, logits, self.executable.sampler)
-        return self._commit(step, sampled)
+        return overdue + self._commit(step, sampled)
 
     def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
-            sequence.computed += chunk.n_tokens
-            self.scheduler.learn(sequence)
+            self.scheduler.advance(chunk)
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
@@ -72,3 +97,8 @@ class Engine:
             if sequence.finish_reason is not None:
                 self.scheduler.remove(sequence)
         return [chunk.sequence for chunk in step.chunks]
+
+    def _end(self, sequences: Iterable[Sequence], reason: str) -> None:
+        for sequence in sequences:
+            self.scheduler.remove(sequence)
+            sequence.finish(reason)

@@ -1,209 +1,29 @@
-"""Any schedule gives what each request gives alone, and no page is lost."""
+"""What the loop of an engine does with requests, one by one; test_schedules.py has any of them at once."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_cases import (
+    bounds,
+    check,
+    check_empty,
+    check_pool,
+    check_sequence,
+    engine,
+    request,
+    run,
+)
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
-from cpuinfer.devices.base import Batch, Limits
-from cpuinfer.devices.sampling import Score
-from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.sampler import NumpySampler, TokenLogprob, logprobs, sample
-from cpuinfer.engine.sequence import Bounds, Request, Sequence
-
-EOS = frozenset({13, 14})
-_numbers = itertools.count()
-
-
-def bounds(context: int = 200, pages: int = 100) -> Bounds:
-    return Bounds(VOCAB, context, pages * 16, EOS, default_max_tokens=40)
-
-
-def engine(
-    tokens: int = 64,
-    rows: int = 8,
-    pages: int = 100,
-    context: int = 200,
-    sequences: int = 8,
-    prefix_caching: bool = True,
-) -> Engine:
-    limits = Limits(tokens, rows, pages, context)
-    return Engine(FakeExecutable(limits), limits, sequences, prefix_caching)
-
-
-def request(prompt: list[int], params: SamplingParams, limits: Bounds | None = None) -> Request:
-    return (limits or bounds()).request(str(next(_numbers)), prompt, params, FakeDetokenizer)
-
-
-def listed_logprobs(row: NDArray[np.float32], token: int, n: int) -> tuple[TokenLogprob, ...]:
-    (scored,) = NumpySampler().score(row[None], [Score(0, token, n)])
-    return logprobs(scored, token)
-
-
-def alone(
-    prompt: list[int], params: SamplingParams, choice: int, seed: int, limit: int
-) -> Sequence:
-    """The same completion by a loop without pages, batches or chunks."""
-    (sequence,) = request(
-        prompt, SamplingParams(**{**vars(params), "n": 1, "seed": seed})
-    ).sequences
-    sequence = Sequence(
-        params, prompt.copy(), len(prompt), limit, sequence.end_ids, seed, choice, sequence.stream
-    )
-    while sequence.finish_reason is None:
-        row = hash_logits(sequence.tokens)
-        token = sample(row, params, sequence.tokens, len(prompt), sequence.end_ids, seed, choice)
-        listed = None if params.logprobs is None else listed_logprobs(row, token, params.logprobs)
-        sequence.append(token, listed)
-    return sequence
-
-
-def check_pool(e: Engine) -> None:
-    """The sequences in flight hold what is held; what they share is full, and no longer written."""
-    scheduler = e.scheduler
-    pool = scheduler.pool
-    held = Counter(page for sequence in scheduler.running for page in sequence.pages)
-    assert all(pool.holders(page) == held[page] for page in range(pool.n_pages))
-    assert pool.n_free == pool.n_pages - len(held)
-    for sequence in scheduler.running:
-        assert len(set(sequence.pages)) == len(sequence.pages)
-        assert sequence.known * 16 <= sequence.computed
-        for page in sequence.pages[sequence.known :]:
-            assert held[page] == 1, "a page that may still be written is shared"
-    assert all(not sequence.pages and sequence.computed == 0 for sequence in scheduler.waiting)
-    assert len(scheduler.running) <= scheduler.max_sequences
-
-
-def run(e: Engine, most: int = 20_000) -> None:
-    for _ in range(most):
-        if not e.has_work:
-            return
-        assert e.step(), "a step without work"
-        check_pool(e)
-    raise AssertionError("no end")
-
-
-def check(made: Request) -> None:
-    """The request's completions are those of running alone."""
-    for sequence in made.sequences:
-        params = sequence.params
-        want = alone(sequence.prompt, params, sequence.choice, sequence.seed, sequence.limit)
-        got = (
-            sequence.tokens,
-            sequence.logprobs,
-            sequence.stream.text,
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
-        assert got == (
-            want.tokens,
-            want.logprobs,
-            want.stream.text,
-            want.finish_reason,
-            want.stop_reason,
-        )
-    first = made.sequences[0]
-    n = first.params.prompt_logprobs
-    if n is None:
-        assert first.prompt_logprobs is None
-    else:
-        assert first.prompt_logprobs == [None] + [
-            listed_logprobs(hash_logits(first.prompt[:i]), first.prompt[i], n)
-            for i in range(1, first.n_prompt)
-        ]
-
-
-sampling = st.builds(
-    SamplingParams,
-    max_tokens=st.one_of(st.none(), st.integers(1, 40)),
-    temperature=st.sampled_from([0.0, 1.0]),
-    top_k=st.sampled_from([0, 5]),
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-    seed=st.integers(0, 9),
-    stop=st.sampled_from([None, "ab", ["ca", "bc"]]),
-    stop_token_ids=st.sampled_from([None, [20, 21]]),
-    include_stop_str_in_output=st.booleans(),
-    ignore_eos=st.booleans(),
-    logprobs=st.sampled_from([None, 0, 3]),
-    prompt_logprobs=st.sampled_from([None, None, 2]),
-)
-# Many begin alike, for as long as a page or three, and go on as they like.
-prompts = st.builds(
-    lambda head, n, tail: [*[head] * n, *tail],
-    st.integers(0, 2),
-    st.integers(0, 48),
-    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
-) | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 15)), min_size=1, max_size=7),
-    tokens=st.integers(1, 70),
-    rows=st.integers(1, 8),
-    pages=st.integers(7, 20),
-    sequences=st.integers(1, 8),
-    prefix_caching=st.booleans(),
-)
-def test_any_schedule_gives_what_each_request_gives_alone(
-    work: list[tuple[list[int], SamplingParams, int]],
-    tokens: int,
-    rows: int,
-    pages: int,
-    sequences: int,
-    prefix_caching: bool,
-) -> None:
-    e = engine(tokens, rows, pages, 100, sequences, prefix_caching)
-    limits = bounds(context=100, pages=pages)
-    made = []
-    for prompt, params, steps in work:
-        made.append(request(prompt, params, limits))
-        e.add(made[-1])
-        for _ in range(steps):
-            if e.has_work:
-                e.step()
-                check_pool(e)
-    run(e)
-    for one in made:
-        assert one.done
-        check(one)
-    assert e.scheduler.pool.n_free == pages
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 25)), min_size=2, max_size=6),
-    victims=st.sets(st.integers(0, 5), min_size=1),
-    pages=st.integers(7, 12),
-)
-def test_an_abort_frees_pages_and_changes_nobody_else(
-    work: list[tuple[list[int], SamplingParams, int]], victims: set[int], pages: int
-) -> None:
-    e = engine(tokens=16, rows=4, pages=pages, context=100)
-    limits = bounds(context=100, pages=pages)
-    made = [request(prompt, params, limits) for prompt, params, _ in work]
-    for one in made:
-        e.add(one)
-    for i, (_, _, steps) in enumerate(work):
-        for _ in range(steps):
-            if e.has_work:
-                e.step()
-        if i in victims:
-            e.abort(made[i])
-            check_pool(e)
-    run(e)
-    for one in made:
-        if one.sequences[0].finish_reason != "abort":
-            check(one)
-    assert e.scheduler.pool.n_free == pages
+from cpuinfer.devices.base import Batch
+from cpuinfer.engine.scheduler import QueueFull
 
 
 def test_completions_of_one_prompt_differ_and_repeat() -> None:
@@ -244,14 +64,37 @@ def test_of_a_whole_known_prompt_the_last_token_is_computed() -> None:
 
 
 def test_completions_of_one_prompt_share_its_pages() -> None:
-    e, one = engine(tokens=200), request([3] * 64, SamplingParams(n=3, seed=5, max_tokens=8))
+    params = SamplingParams(n=3, seed=5, max_tokens=8, ignore_eos=True)
+    e, one = engine(tokens=200), request([3] * 64, params)
     e.add(one)
     e.step()
     check_pool(e)
-    first, *others = (sequence.pages[:4] for sequence in e.scheduler.running)
-    assert all(pages == first for pages in others)
+    (group,) = e.scheduler.running
+    first, *others = (sequence.pages for sequence in group.members)
+    assert len(others) == 2 and all(pages == first[:4] for pages in others)
     run(e)
     check(one)
+    assert isinstance(e.executable, FakeExecutable)
+    assert e.executable.tokens == 64 + 2 + 3 * 7, "each draws from a row of its own"
+
+
+def test_eight_completions_hold_the_pages_of_one_prompt() -> None:
+    prompt = [i % VOCAB for i in range(512)]
+    params = SamplingParams(n=8, seed=1, max_tokens=64, ignore_eos=True)
+    for prefix_caching in (True, False):
+        e = engine(600, pages=300, context=600, prefix_caching=prefix_caching)
+        one = request(prompt, params, bounds(context=600, pages=300))
+        e.add(one)
+        most = 0
+        while e.has_work:
+            e.step()
+            check_pool(e)
+            most = max(most, e.scheduler.pool.n_pages - e.scheduler.pool.n_free)
+        check(one)
+        # Unshared they would hold 8 * 36. The page that ends the prompt is full again, and found, or each has its own.
+        assert most == (32 + 8 * 4 if prefix_caching else 31 + 8 * 5)
+        assert isinstance(e.executable, FakeExecutable)
+        assert e.executable.tokens == 512 + 7 + 8 * 63
 
 
 def test_pages_of_who_was_sent_back_are_found_again() -> None:
@@ -278,17 +121,181 @@ def test_preemption_happens_and_is_exact() -> None:
     made = [request([i] * 20, params, limits) for i in range(4)]
     for one in made:
         e.add(one)
-    sent_back = 0
     while e.has_work:
-        before = list(e.scheduler.running)
         e.step()
         check_pool(e)
-        sent_back += sum(s in e.scheduler.waiting for s in before)
-    assert sent_back > 0
+    assert e.scheduler.counters.recomputed > 0
     for one in made:
         check(one)
     ends = [one.sequences[0].finished or 0 for one in made]
     assert ends == sorted(ends), "first come, first served"
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_pages_come_back_from_the_swap_area(
+    prefix_caching: bool, on_disk: bool, tmp_path: Path
+) -> None:
+    params = SamplingParams(seed=1, n=2, max_tokens=60, ignore_eos=True)
+    path = tmp_path if on_disk else None
+    e = engine(32, 8, 16, 100, prefix_caching=prefix_caching, preemption="swap", swap_path=path)
+    made = [request([i] * 20, params, bounds(100, 16)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    run(e)
+    check_empty(e)
+    for one in made:
+        check(one)
+    counters = e.scheduler.counters
+    assert counters.swapped > 0 == counters.recomputed and counters.swapped_pages > 0
+    assert isinstance(e.executable, FakeExecutable)
+    assert e.executable.tokens == 3 * (20 + 1 + 2 * 59), "nothing is computed twice"
+    assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
+    e = engine(preemption="swap", prefix_caching=False)
+    one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=3)
+    e.add(one)
+    e.step()
+    begin = one.sequences[0].tokens.copy()
+    children = [e.scheduler.fork(one.sequences[0], choice) for choice in (1, 2)]
+    e.scheduler.preempt()
+    assert e.scheduler.n_swapped == 3
+    assert isinstance(e.executable, FakeExecutable)
+    e.executable.tokens_of[:] = -1
+    run(e)
+    check_empty(e)
+    check(one)
+    for child in children:
+        check_sequence(child, begin)
+    assert e.scheduler.counters.copies == 2
+
+
+def test_where_the_swap_area_is_full_tokens_are_computed_anew() -> None:
+    params = SamplingParams(seed=1, max_tokens=60, ignore_eos=True)
+    e = engine(32, 8, 8, 100, preemption="swap", swap_pages=1)
+    made = [request([i] * 20, params, bounds(100, 8)) for i in range(4)]
+    for one in made:
+        e.add(one)
+    run(e)
+    for one in made:
+        check(one)
+    assert e.scheduler.counters.recomputed > 0 == e.scheduler.counters.swapped
+
+
+def test_an_abort_while_swapped_frees_the_slots() -> None:
+    params = SamplingParams(seed=1, n=2, max_tokens=60, ignore_eos=True)
+    e = engine(32, 8, 16, 100, preemption="swap")
+    made = [request([i] * 20, params, bounds(100, 16)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    while not e.scheduler.n_swapped:
+        e.step()
+    (group,) = e.scheduler.preempted
+    assert e.scheduler.n_swapped == 2
+    e.scheduler.remove(group.members[0])
+    check_pool(e)
+    assert e.scheduler.n_swapped == 1
+    e.abort(group.request)
+    check_pool(e)
+    assert e.scheduler.n_swapped == 0
+
+
+def test_while_some_wait_for_their_pages_nothing_new_is_admitted() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    e = engine(tokens=32, pages=8, context=100)
+    made = [request([i] * 20, params, bounds(100, 8)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    while not e.scheduler.preempted:
+        e.step()
+    e.add(request([9], SamplingParams(max_tokens=1), priority=-1))
+    while e.scheduler.preempted:
+        assert len(e.scheduler.waiting) == 1
+        e.step()
+    run(e)
+
+
+def test_lower_priorities_come_first_and_keep_their_pages() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    e = engine(tokens=64, pages=8, context=100)
+    made = [request([p] * 20, params, bounds(100, 8), priority=p) for p in (5, 0, 3, 0)]
+    for one in made:
+        e.add(one)
+    run(e)
+    ends = [one.sequences[0].finished or 0 for one in made]
+    assert sorted(range(4), key=lambda i: ends[i]) == [1, 3, 2, 0]
+    with pytest.raises(ValueError, match="priority: expected an integer"):
+        request([1], params, priority=1.5)
+
+
+def test_a_full_queue_refuses() -> None:
+    e = engine(sequences=1, max_waiting=2)
+    made = [request([i], SamplingParams(max_tokens=3)) for i in range(4)]
+    e.add(made[0])
+    e.add(made[1])
+    with pytest.raises(QueueFull, match="2 requests wait, max_waiting is 2"):
+        e.add(made[2])
+    e.step()
+    e.add(made[2])
+    e.abort(made[3])
+    assert made[3].sequences[0].finish_reason == "abort"
+    run(e)
+    check_empty(e)
+
+
+def test_time_ends_requests_that_run_and_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100)
+    monkeypatch.setattr("cpuinfer.engine.engine.perf_counter", lambda: next(clock))
+    e = engine(sequences=1)
+    params = SamplingParams(max_tokens=40, ignore_eos=True, seed=1)
+    made = [request([1], params, timeout_s=t) for t in (30, 8, None)]
+    made = [replace(one, created=100) for one in made]
+    for one in made:
+        e.add(one)
+    run(e)
+    reasons = [one.sequences[0].finish_reason for one in made]
+    assert reasons == ["timeout", "timeout", "length"]
+    assert 0 < len(made[0].sequences[0].generated) < 30 and not made[1].sequences[0].generated
+    for one in made:
+        check(one)
+    last = replace(request([1], params, timeout_s=0), created=0)
+    e.add(last)
+    assert e.step() == list(last.sequences), "nothing runs, and that is said"
+    check_empty(e)
+
+
+def test_a_group_must_fit_the_pool_alone() -> None:
+    params = SamplingParams(n=4, max_tokens=100, ignore_eos=True, seed=0)
+    with pytest.raises(
+        ValueError, match="4 completions of a prompt of 40 tokens need 6 KV pages.* there are 5"
+    ):
+        request([1] * 40, params, bounds(100, 5))
+    one = request([1] * 40, params, bounds(100, 6))
+    e = engine(pages=6, context=100)
+    e.add(one)
+    run(e)
+    check(one)
+    assert [s.finish_reason for s in one.sequences] == ["length"] * 4
+    with pytest.raises(ValueError, match="4 sequences of 48 tokens need 6 KV pages"):
+        engine(pages=5, context=100).add(request([1] * 40, params, bounds(100, 6)))
+
+
+def test_forks_are_counted() -> None:
+    e = engine()
+    one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=2)
+    e.add(one)
+    (first,) = one.sequences
+    with pytest.raises(ValueError, match="0 of 20 tokens of the prompt are computed"):
+        e.scheduler.fork(first, 1)
+    e.step()
+    e.scheduler.fork(first, 1)
+    with pytest.raises(ValueError, match="2 sequences of request .* are there already"):
+        e.scheduler.fork(first, 2)
+    assert e.scheduler.wasted_slots == 12
+    e.abort(one)
+    check_empty(e)
 
 
 def test_prompts_are_cut_to_the_token_budget_while_others_decode() -> None:
