@@ -21,7 +21,7 @@ from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
 from cpuinfer.engine.results import Reader, request_output
-from cpuinfer.engine.runner import EngineThread, Ticket
+from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
 from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
@@ -257,7 +257,7 @@ class LLM:
         try:
             self._runner.submit(tickets)
             for n in range(1, len(tickets) + 1):
-                error = mailbox.get().error
+                error = next_ticket(mailbox).error
                 if error is not None:
                     raise error
                 if progress:
@@ -283,7 +283,7 @@ class LLM:
             ended = False
             while not ended:
                 self._runner.check_fork()
-                mailbox.get()
+                next_ticket(mailbox)
                 for chunk in reader.chunks(whole):
                     ended = chunk.output is not None
                     yield chunk

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event, RLock, Thread, current_thread
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -68,6 +69,14 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.marks = [mark(sequence) for sequence in self.request.sequences]
+
+
+def next_ticket(mailbox: SimpleQueue[Ticket]) -> Ticket:
+    """Wait for a ticket."""
+    while True:
+        # Ctrl-C ends a wait that has begun (not on Windows), but not one that is about to begin: look every second.
+        with suppress(Empty):
+            return mailbox.get(timeout=1.0)
 
 
 class StepTimer(Protocol):
