@@ -130,8 +130,8 @@ class LLM:
 
         Raises ValueError as generate does.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        request = self._request(self._chat_ids(text), params or SamplingParams())
+        ids, text = self._chat_prompt(messages)
+        request = self._request(ids, params or SamplingParams())
         self._run([request])
         return self._output(request, text)
 
@@ -148,8 +148,8 @@ class LLM:
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[StreamChunk]:
         """`stream` of the answer to a conversation."""
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        return self._begin_stream(self._chat_ids(text), text, params or SamplingParams())
+        ids, text = self._chat_prompt(messages)
+        return self._begin_stream(ids, text, params or SamplingParams())
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every token's successor. Raises ValueError if the tokens do not fit."""
@@ -224,10 +224,11 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_ids(self, text: str) -> list[int]:
+    def _chat_prompt(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        self._runner.check()
+        text = self.chat_template.render(messages, add_generation_prompt=True)
         # The template writes the begin token itself.
-        ids: list[int] = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        return ids
+        return self.tokenizer.encode(text, add_special=False, parse_special=True), text
 
     def _next_id(self) -> str:
         return str(next(self._numbers))
