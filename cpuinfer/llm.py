@@ -19,6 +19,7 @@ from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
+from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import (
     CompletionOutput,
     Logprob,
@@ -89,6 +90,7 @@ class LLM:
             pages * PAGE_TOKENS,
             frozenset(self.tokenizer.eog_ids),
             DEFAULT_MAX_TOKENS,
+            Grammars(self.tokenizer),
         )
         self._meter = open_meter(self.executable) if config.stats else None
         self._engine = Engine(

@@ -67,6 +67,8 @@ class Engine:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
                 sequence.append(result.token, result.logprobs)
+            elif result.error is not None:
+                sequence.finish("error", result.error)
             elif sequence.logits is not None and sequence.remaining == 0:
                 sequence.finish("length")
             if sequence.finish_reason is not None:

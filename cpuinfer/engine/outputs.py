@@ -96,8 +96,9 @@ class CompletionOutput:
 
     token_ids include the token that ended it; text leaves it out. logprobs: for each token the
     reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids.
-    finish_reason: "stop", "length" or "abort". stop_reason: the stop string or stop token id that
-    ended it; None for the model's own end.
+    finish_reason: "stop", "length", "abort", or "error" where structured output cannot go on (its grammar met a limit).
+    stop_reason: the stop string or stop token id that ended it, or the error; None for the model's own end and for
+    that of a grammar.
     """
 
     index: int

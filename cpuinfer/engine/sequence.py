@@ -15,6 +15,7 @@ from cpuinfer.config import SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.adjust import Adjustment
 from cpuinfer.engine.blocks import NO_PREFIX
+from cpuinfer.engine.grammar import Grammar, GrammarError, Grammars
 from cpuinfer.engine.numerics import MAX_VOCAB
 from cpuinfer.engine.outputs import Detokenizer, TextStream
 from cpuinfer.engine.sampler import TokenLogprob
@@ -31,7 +32,7 @@ class Sequence:
     positions), of which the first `known` are in the pool's index as the prefix of number `prefix`.
     cached: prompt tokens that were found there instead of being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
     that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the logits, None
-    where they stay as they are.
+    where they stay as they are. grammar: what form the completion must have, and where it stands in it.
     """
 
     params: SamplingParams
@@ -44,6 +45,7 @@ class Sequence:
     stream: TextStream
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     logits: NDArray[np.float32] | None = None
+    grammar: Grammar | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pages: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
@@ -96,21 +98,27 @@ class Sequence:
         self.first_token = self.first_token or perf_counter()
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        params = self.params
+        params, grammar = self.params, self.grammar
         search = n > params.min_tokens
+        if grammar is not None and token not in self.end_ids:
+            try:
+                grammar.accept(token)
+            except GrammarError as error:
+                self.finish("error", str(error))
+                return
         if token in self.end_ids:
             if params.include_stop_str_in_output:
                 self.stream.push(token, search=False)
             self.finish("stop", token if token in params.stop_ids else None)
         elif stop := self.stream.push(token, search):
             self.finish("stop", stop)
-        elif len(self.tokens) >= self.limit:
+        elif (ended := grammar is not None and grammar.ended) or len(self.tokens) >= self.limit:
             stop = self.stream.finish(search)
-            self.finish("stop" if stop else "length", stop)
+            self.finish("stop" if stop or ended else "length", stop)
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         """End with that reason; text that was held back is let go, except behind a stop string."""
-        if not isinstance(stop_reason, str):
+        if reason != "stop" or not isinstance(stop_reason, str):
             self.stream.finish(search=False)
         self.finish_reason = reason
         self.stop_reason = stop_reason
@@ -135,7 +143,8 @@ class Request:
 class Bounds:
     """What requests of an engine must keep, checked before any is admitted.
 
-    kv_tokens: tokens that all KV pages hold. end_ids: the model's end-of-generation tokens.
+    kv_tokens: tokens that all KV pages hold. end_ids: the model's end-of-generation tokens. grammars: compiles those of
+    structured outputs; None where there is no tokenizer.
     """
 
     vocab_size: int
@@ -143,6 +152,7 @@ class Bounds:
     kv_tokens: int
     end_ids: frozenset[int]
     default_max_tokens: int
+    grammars: Grammars | None = None
 
     def __post_init__(self) -> None:
         if self.vocab_size > MAX_VOCAB:
@@ -179,8 +189,8 @@ class Bounds:
     ) -> Request:
         """A request for params.n completions; `detokenizer` makes one for each.
 
-        Raises ValueError if the prompt does not fit, or a token that params name is outside the
-        vocabulary.
+        Raises ValueError if the prompt does not fit, a token that params name is outside the
+        vocabulary, or their grammar is malformed.
         """
         self.check_prompt(prompt, room=1)
         for name, ids in (
@@ -193,6 +203,11 @@ class Bounds:
                 )
         if params.stop_strings and detokenizer is None:
             raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
+        form = None
+        if params.structured_outputs is not None:
+            if self.grammars is None:
+                raise ValueError("structured_outputs: they need a tokenizer")
+            form = self.grammars.grammar(params.structured_outputs)
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
         limit = min(len(prompt) + wanted, self.max_context, self.kv_tokens + 1)
@@ -212,6 +227,7 @@ class Bounds:
                 choice,
                 TextStream(made, params.stop_strings, params.include_stop_str_in_output),
                 prompt_logprobs=[None] if wants_prompt else None,
+                grammar=form and form.copy(),
             )
 
         return Request(request_id, tuple(sequence(choice) for choice in range(params.n)))
