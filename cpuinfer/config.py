@@ -98,6 +98,8 @@ class SamplingParams:
         temperature and filters.
     skip_special_tokens: leave special tokens out of the text.
     n: completions of the prompt.
+    best_of: draw so many and return the n of them that are likeliest, best first, by the model's own log-probabilities
+        of all their tokens together; None: n, in the order in which they are numbered.
     structured_outputs: the form that a completion must have. A token that cannot continue it is never drawn, an end
         token only where it is complete; where nothing can follow, the completion ends at once. Neither min_tokens nor
         ignore_eos go with it.
@@ -125,11 +127,12 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     n: int = 1
+    best_of: int | None = None
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n"):
-            _integer(name, getattr(self, name), 1, optional=name == "max_tokens")
+        for name in ("max_tokens", "n", "best_of"):
+            _integer(name, getattr(self, name), 1, optional=name != "n")
         for name in ("seed", "logprobs", "prompt_logprobs"):
             _integer(name, getattr(self, name), 0, optional=True)
         _integer("min_tokens", self.min_tokens, 0)
@@ -150,9 +153,12 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}"
             )
-        if self.n > 1 and self.greedy:
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of: {self.best_of} completions are fewer than n, {self.n}")
+        if self.n_drawn > 1 and self.greedy:
             raise ValueError(
-                f"n: {self.n} completions at temperature 0 would be equal; raise the temperature"
+                f"{'n' if self.best_of is None else 'best_of'}: {self.n_drawn} completions at"
+                " temperature 0 would be equal; raise the temperature"
             )
         if self.structured_outputs is not None:
             if not isinstance(self.structured_outputs, StructuredOutputsParams):
@@ -173,6 +179,16 @@ class SamplingParams:
         return self.temperature < GREEDY_BELOW
 
     @property
+    def n_drawn(self) -> int:
+        """Completions that are drawn: n, or best_of to choose from."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """`logprobs`, but 0 where the engine itself must know how likely tokens are."""
+        return 0 if self.logprobs is None and self.best_of is not None else self.logprobs
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
         return () if self.stop is None else tuple(self.stop)
@@ -181,6 +197,59 @@ class SamplingParams:
     def stop_ids(self) -> frozenset[int]:
         """`stop_token_ids` as a set."""
         return frozenset(self.stop_token_ids or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearchParams:
+    """How the likeliest completions of a prompt are searched for; names are vLLM's, meanings transformers'.
+
+    beam_width: completions that are followed at once, and returned, best first.
+    max_tokens: most tokens to generate.
+    length_penalty: completions are compared by log-probability / tokens ** length_penalty; above 0 favours longer ones,
+        -10 to 10.
+    early_stopping: True ends the search when beam_width completions have ended; False when the best of those on their
+        way would not come among them if it ended now; "never" when it cannot at any length (with a length_penalty
+        above 0; else as False).
+    ignore_eos, stop, stop_token_ids, include_stop_str_in_output, skip_special_tokens: as in SamplingParams.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    ignore_eos: bool = False
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            _integer(name, getattr(self, name), 1)
+        _number("length_penalty", self.length_penalty, -10.0, 10.0)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ValueError(
+                f'early_stopping: expected True, False or "never", got {self.early_stopping!r}'
+            )
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        self.sampling  # noqa: B018 - checks the rest
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What a beam has in common with a completion that is drawn: when it ends, and its text."""
+        return SamplingParams(
+            temperature=0,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            logprobs=0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
+from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
@@ -129,6 +129,21 @@ class LLM:
             for request, prompt in zip(requests, listed, strict=True)
         ]
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
+    ) -> list[RequestOutput]:
+        """The likeliest completions of every prompt, best first. Raises ValueError as generate does.
+
+        >>> llm.beam_search("The capital of France is", BeamSearchParams(beam_width=4, max_tokens=8))
+        """
+        listed = _as_list(prompts)
+        requests = [self._request(prompt, params) for prompt in listed]
+        self._run(requests)
+        return [
+            self._output(request, prompt if isinstance(prompt, str) else None)
+            for request, prompt in zip(requests, listed, strict=True)
+        ]
+
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> RequestOutput:
@@ -148,8 +163,8 @@ class LLM:
         Raises ValueError, at once, as generate does, and for params.n above 1.
         """
         params = params or SamplingParams()
-        if params.n > 1:
-            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
+        if params.n_drawn > 1:
+            raise ValueError(f"n: a stream is one completion, got {params.n_drawn}; use generate")
         return self._stream(self._request(prompt, params))
 
     def stream_chat(
@@ -232,7 +247,7 @@ class LLM:
     def _next_id(self) -> str:
         return str(next(self._numbers))
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(self, prompt: Prompt, params: SamplingParams | BeamSearchParams) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -326,20 +341,22 @@ class LLM:
             prompt_logprobs=None
             if prompt_logprobs is None
             else [self._logprobs(entry) if entry else None for entry in prompt_logprobs],
-            outputs=[self._completion(sequence) for sequence in request.sequences],
+            outputs=[
+                self._completion(i, sequence) for i, sequence in enumerate(request.completions)
+            ],
             num_cached_tokens=first.cached,
             seed=first.seed,
             timings=timings(request, self.load_s),
         )
 
-    def _completion(self, sequence: EngineSequence) -> CompletionOutput:
+    def _completion(self, index: int, sequence: EngineSequence) -> CompletionOutput:
         listed = sequence.logprobs if sequence.params.logprobs is not None else None
         return CompletionOutput(
-            index=sequence.choice,
+            index=index,
             text=sequence.stream.text,
             token_ids=sequence.generated,
             logprobs=None if listed is None else [self._logprobs(entry) for entry in listed],
-            cumulative_logprob=None if listed is None else sum(e[0].logprob for e in listed),
+            cumulative_logprob=sequence.cumulative_logprob if sequence.logprobs else None,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
         )
@@ -375,7 +392,7 @@ def timings(request: Request, load_s: float) -> Timings:
     """What a request took. Its sequences run side by side: the first to start and the last to end
     count.
     """
-    sequences = request.sequences
+    sequences = request.completions
     last = max(s.finished or request.created for s in sequences)
     started = min((s.started for s in sequences if s.started), default=last)
     first = min((s.first_token for s in sequences if s.first_token), default=last)

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from cpuinfer.devices.sampling import Choice, Edits, Sampler, Score
 from cpuinfer.engine.grammar import GrammarError
 from cpuinfer.engine.random import random_bits
-from cpuinfer.engine.sampler import NumpySampler, best, draw, edited, logprobs
+from cpuinfer.engine.sampler import (
+    NumpySampler,
+    TokenLogprob,
+    best,
+    draw,
+    edited,
+    likeliest,
+    logprobs,
+)
 from cpuinfer.engine.scheduler import Chunk
 from cpuinfer.engine.sequence import TokenLogprobs
 
@@ -24,12 +32,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(slots=True)
 class Sampled:
-    """What a chunk's rows gave: log-probabilities of prompt tokens, perhaps the next token, or why there is none."""
+    """What a chunk's rows gave: log-probabilities of prompt tokens, perhaps the next token, or why there is none; of a
+    beam the likeliest next tokens.
+    """
 
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     error: str | None = None
+    likeliest: list[TokenLogprob] | None = None
 
 
 def sample_step(
@@ -44,7 +55,7 @@ def sample_step(
     masks: dict[int, Mask] = {}  # by the number of the choice
     chosen: list[int] = []  # whose choices they are
     scores: list[Score] = []
-    scored: list[tuple[Sampled, bool]] = []
+    scored: list[tuple[Sampled, str]] = []
     end_row = 0
     for i, chunk in enumerate(chunks):
         end_row += chunk.n_rows
@@ -56,8 +67,12 @@ def sample_step(
         if sequence.prompt_logprobs is not None and chunk.n_rows:
             asked = _prompt_scores(chunk, end_row - chunk.n_rows)
             scores += asked
-            scored += [(sampled[i], True)] * len(asked)
+            scored += [(sampled[i], "prompt")] * len(asked)
         if chunk.n_tokens == sequence.remaining:
+            if sequence.search is not None:
+                scores.append(Score(end_row - 1, 0, sequence.search.n_listed))
+                scored.append((sampled[i], "beam"))
+                continue
             if sequence.grammar is not None:
                 try:
                     masks[len(choices)] = sequence.grammar.allowed()
@@ -70,10 +85,10 @@ def sample_step(
         tokens = _choose_allowed(logits, choices, masks, sampler)
         for i, choice, token in zip(chosen, choices, tokens, strict=True):
             sampled[i].token = token
-            wanted = chunks[i].sequence.params.logprobs
+            wanted = chunks[i].sequence.params.n_logprobs
             if wanted is not None:
                 scores.append(Score(choice.row, token, wanted))
-                scored.append((sampled[i], False))
+                scored.append((sampled[i], "token"))
     if scores:
         _add_scores(logits, scores, scored, sampler)
     return sampled
@@ -173,15 +188,16 @@ def _prompt_scores(chunk: Chunk, row: int) -> list[Score]:
 def _add_scores(
     logits: NDArray[np.float32],
     scores: list[Score],
-    owners: list[tuple[Sampled, bool]],
+    owners: list[tuple[Sampled, str]],
     sampler: Sampler | None,
 ) -> None:
     found = (sampler or _REFERENCE).score(logits, scores)
-    for score, scored, (sampled, of_prompt) in zip(scores, found, owners, strict=True):
+    for score, scored, (sampled, of) in zip(scores, found, owners, strict=True):
         if scored.total < 0:
             best(logits[score.row])  # raises, and says why
-        listed = logprobs(scored, score.token)
-        if of_prompt:
-            sampled.prompt_logprobs.append(listed)
+        if of == "beam":
+            sampled.likeliest = likeliest(scored)
+        elif of == "prompt":
+            sampled.prompt_logprobs.append(logprobs(scored, score.token))
         else:
-            sampled.logprobs = listed
+            sampled.logprobs = logprobs(scored, score.token)

@@ -11,9 +11,10 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import SamplingParams
+from cpuinfer.config import BeamSearchParams, SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.adjust import Adjustment
+from cpuinfer.engine.beam import BeamSearch
 from cpuinfer.engine.blocks import NO_PREFIX
 from cpuinfer.engine.grammar import Grammar, GrammarError, Grammars
 from cpuinfer.engine.numerics import MAX_VOCAB
@@ -50,7 +51,7 @@ class Sequence:
     being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a
     sequence that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the
     logits, None where they stay as they are. grammar: what form the completion must have, and where
-    it stands in it.
+    it stands in it. search: the one that it is a beam of.
     """
 
     params: SamplingParams
@@ -64,6 +65,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     logits: NDArray[np.float32] | None = None
     grammar: Grammar | None = None
+    search: BeamSearch | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pages: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
@@ -89,6 +91,16 @@ class Sequence:
     def generated(self) -> list[int]:
         """The completion's tokens."""
         return self.tokens[self.n_prompt :]
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Of the completion's tokens, by the model itself; 0 where they were not asked for."""
+        return sum(listed[0].logprob for listed in self.logprobs)
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether it has ended otherwise than by its own end or its most tokens."""
+        return self.finish_reason not in ("stop", "length")
 
     @property
     def remaining(self) -> int:
@@ -130,6 +142,14 @@ class Sequence:
             prefix=NO_PREFIX,
         )
 
+    def would_end(self, token: int) -> bool:
+        """Whether `append` of the token would end it; for beams, which have no grammar."""
+        if token in self.end_ids or len(self.tokens) + 1 >= self.limit:
+            return True
+        if not self.params.stop_strings:
+            return False
+        return self.stream.fork().push(token) is not None
+
     def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take a sampled token, with its text, and end where it, its text or the limit says so."""
         n = len(self.tokens) - self.n_prompt + 1
@@ -166,7 +186,7 @@ class Sequence:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt's sequences: one per completion, all of the same prompt.
+    """A prompt's sequences: one per completion, all of the same prompt; or the first beam of a search.
 
     priority: lower ones come first. timeout_s: seconds from `created` until what is unfinished ends with
     finish_reason "timeout"; None: never. width: most sequences at once where they fork while they run; None: those here.
@@ -182,7 +202,20 @@ class Request:
     @property
     def done(self) -> bool:
         """Whether every sequence has ended."""
+        if search := self.sequences[0].search:
+            return search.done
         return all(sequence.finish_reason for sequence in self.sequences)
+
+    @property
+    def completions(self) -> list[Sequence]:
+        """What is returned of a request that is done, in that order: all, the n of best_of, or a search's."""
+        first = self.sequences[0]
+        if first.search is not None:
+            return first.search.completions
+        if first.params.best_of is None:
+            return list(self.sequences)
+        ranked = sorted(self.sequences, key=lambda s: (s.was_cut_off, -s.cumulative_logprob))
+        return ranked[: first.params.n]
 
 
 @dataclass(frozen=True)
@@ -230,16 +263,19 @@ class Bounds:
         self,
         request_id: str,
         prompt: list[int],
-        params: SamplingParams,
+        params: SamplingParams | BeamSearchParams,
         detokenizer: Callable[[], Detokenizer] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> Request:
-        """A request for params.n completions; `detokenizer` makes one for each. priority, timeout_s: Request's.
+        """A request for the completions of params; `detokenizer` makes one for each. priority, timeout_s: Request's.
 
         Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
         name is outside the vocabulary, if their grammar is malformed, or if priority or timeout_s are no such numbers.
         """
+        beams = params if isinstance(params, BeamSearchParams) else None
+        if isinstance(params, BeamSearchParams):
+            params = params.sampling
         _check_schedule(priority, timeout_s)
         self.check_prompt(prompt, room=1)
         for name, ids in (
@@ -259,7 +295,8 @@ class Bounds:
             form = self.grammars.grammar(params.structured_outputs)
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        room = self._room(len(prompt), params.n) + 1
+        width = beams.beam_width if beams else params.n_drawn
+        room = self._room(len(prompt), width) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -280,8 +317,16 @@ class Bounds:
                 grammar=form and form.copy(),
             )
 
-        sequences = tuple(sequence(choice) for choice in range(params.n))
-        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s)
+        sequences = tuple(sequence(choice) for choice in range(params.n_drawn))
+        if beams is not None:
+            sequences[0].search = BeamSearch(sequences[0], beams)
+        return Request(
+            request_id,
+            sequences,
+            priority=priority,
+            timeout_s=timeout_s,
+            width=width if beams else None,
+        )
 
     def _room(self, n_prompt: int, width: int) -> int:
         """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.
