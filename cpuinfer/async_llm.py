@@ -55,7 +55,7 @@ class AsyncLLM:
         The texts and tokens of a completion's chunks, one after the other, are the completion. The request's last chunk
         has all of it in `output`. request_id: a name for `abort`; one that is in use is refused.
 
-        Raises ValueError, at once, as LLM.generate does. The request begins when the iterator is asked first.
+        Raises ValueError, at once, as LLM.generate does, and for params.best_of. The request begins when the iterator is asked first.
         """
         text = prompt if isinstance(prompt, str) else None
         return self._stream(self._request(prompt, params, request_id), text)
@@ -102,7 +102,12 @@ class AsyncLLM:
     ) -> Request:
         if request_id in self._tickets:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that runs")
-        return self.llm._request(prompt, params or SamplingParams(), request_id)
+        params = params or SamplingParams()
+        if params.n_drawn > params.n:
+            raise ValueError(
+                "best_of: only the end says which completions are best; use LLM.generate"
+            )
+        return self.llm._request(prompt, params, request_id)
 
     async def _stream(
         self, request: Request, prompt: str | None

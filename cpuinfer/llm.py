@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
+from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
+from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
 from cpuinfer.engine.results import Reader, request_output
 from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
@@ -86,6 +87,7 @@ class LLM:
             pages * PAGE_TOKENS,
             frozenset(self.tokenizer.eog_ids),
             DEFAULT_MAX_TOKENS,
+            Grammars(self.tokenizer),
         )
         self._meter = open_meter(self.executable) if config.stats else None
         engine = Engine(
@@ -118,6 +120,21 @@ class LLM:
             raise ValueError(f"params: {len(params)} given for {len(listed)} prompts")
         requests = [self._request(p, s) for p, s in zip(listed, params, strict=True)]
         self._run(requests, progress)
+        return [
+            self._output(request, prompt if isinstance(prompt, str) else None)
+            for request, prompt in zip(requests, listed, strict=True)
+        ]
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
+    ) -> list[RequestOutput]:
+        """The likeliest completions of every prompt, best first. Raises ValueError as generate does.
+
+        >>> llm.beam_search("The capital of France is", BeamSearchParams(beam_width=4, max_tokens=8))
+        """
+        listed = _as_list(prompts)
+        requests = [self._request(prompt, params) for prompt in listed]
+        self._run(requests)
         return [
             self._output(request, prompt if isinstance(prompt, str) else None)
             for request, prompt in zip(requests, listed, strict=True)
@@ -234,7 +251,10 @@ class LLM:
         return str(next(self._numbers))
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | BeamSearchParams,
+        request_id: str | None = None,
     ) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
@@ -270,8 +290,8 @@ class LLM:
     def _begin_stream(
         self, prompt: Prompt, text: str | None, params: SamplingParams
     ) -> Iterator[StreamChunk]:
-        if params.n > 1:
-            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
+        if params.n_drawn > 1:
+            raise ValueError(f"n: a stream is one completion, got {params.n_drawn}; use generate")
         return self._stream(self._request(prompt, params), text)
 
     def _stream(self, request: Request, prompt: str | None) -> Iterator[StreamChunk]:

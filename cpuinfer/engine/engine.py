@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cpuinfer.devices.base import Executable, Limits
+from cpuinfer.engine.beam import BeamSearch
 from cpuinfer.engine.sampling import Sampled, sample_step
 from cpuinfer.engine.scheduler import Scheduler, Step
 from cpuinfer.engine.sequence import Request, Sequence
@@ -27,25 +30,25 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request: Request) -> None:
-        """Queue a request made by Bounds, which has checked that it fits."""
-        for sequence in request.sequences:
-            self.scheduler.add(sequence)
+        """Queue a request made by Bounds, which has checked that it fits.
+
+        Raises QueueFull, a ValueError, if as many requests wait as may.
+        """
+        self.scheduler.add(request)
 
     def abort(self, request: Request) -> None:
         """End what is unfinished of a request, with finish_reason "abort".
 
         Its pages become free.
         """
+        self._end(self.scheduler.unfinished(request), "abort")
         for sequence in request.sequences:
-            if sequence.finish_reason is None:
-                self.scheduler.remove(sequence)
+            if sequence.finish_reason is None:  # it was never added
                 sequence.finish("abort")
 
     def abort_all(self) -> None:
         """End every unfinished request as abort does."""
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
-            self.scheduler.remove(sequence)
-            sequence.finish("abort")
+        self._end(self.scheduler.sequences, "abort")
 
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
@@ -54,21 +57,35 @@ class Engine:
         committed nothing.
         """
         step = self.scheduler.schedule()
+        step.moves.perform(self.executable.kv)
         logits = self.executable.run(step.batch)
         sampled = sample_step(step.chunks, logits, self.executable.sampler)
         return self._commit(step, sampled)
 
     def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
+        searches: list[BeamSearch] = []
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
-            sequence.computed += chunk.n_tokens
-            self.scheduler.learn(sequence)
+            self.scheduler.advance(chunk)
+            if sequence.search is not None:
+                if result.likeliest and sequence.search.take(sequence, result.likeliest):
+                    searches.append(sequence.search)
+                continue
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
                 sequence.append(result.token, result.logprobs)
+            elif result.error is not None:
+                sequence.finish("error", result.error)
             elif sequence.logits is not None and sequence.remaining == 0:
                 sequence.finish("length")
             if sequence.finish_reason is not None:
                 self.scheduler.remove(sequence)
+        for search in searches:
+            search.advance(self.scheduler)
         return [chunk.sequence for chunk in step.chunks]
+
+    def _end(self, sequences: Iterable[Sequence], reason: str) -> None:
+        for sequence in sequences:
+            self.scheduler.remove(sequence)
+            sequence.finish(reason)

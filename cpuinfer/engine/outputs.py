@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,10 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """Text of what is still held back."""
+        ...
+
+    def fork(self) -> Detokenizer:
+        """Another that goes on from here by itself."""
         ...
 
 
@@ -39,6 +44,12 @@ class TextStream:
         self._stop = stop
         self._include_stop = include_stop
         self._held = ""
+
+    def fork(self) -> TextStream:
+        """Another that goes on from here by itself."""
+        made = copy(self)
+        made._detokenizer = self._detokenizer and self._detokenizer.fork()
+        return made
 
     def push(self, token: int, search: bool = True) -> str | None:
         """Add a token; returns the stop string that its text completes, if any.
@@ -95,9 +106,11 @@ class CompletionOutput:
     """One completion.
 
     token_ids include the token that ended it; text leaves it out. logprobs: for each token the
-    reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids.
-    finish_reason: "stop", "length" or "abort". stop_reason: the stop string or stop token id that
-    ended it; None for the model's own end.
+    reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids (None
+    where neither logprobs nor best_of ask for it).
+    finish_reason: "stop", "length", "abort", or "error" where structured output cannot go on (its grammar met a limit).
+    stop_reason: the stop string or stop token id that ended it, or the error; None for the model's own end and for
+    that of a grammar.
     """
 
     index: int
