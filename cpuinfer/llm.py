@@ -95,6 +95,10 @@ class LLM:
             self.limits,
             config.max_sequences,
             config.prefix_caching,
+            max_waiting=config.max_waiting,
+            preemption=config.preemption,
+            swap_bytes=config.swap_bytes,
+            swap_path=None if config.swap_path is None else Path(config.swap_path),
         )
         self._template: ChatTemplate | None = None
         self._numbers = count()
@@ -106,11 +110,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt (text or token ids); results in the order of the prompts.
 
         params: for all, or one for each prompt. progress: called with (finished, all) as requests
-        finish. Raises ValueError, before any prompt runs, if one does not fit or names a token that
+        finish. priority: lower ones come first, and others make room for them. timeout_s: what is unfinished
+        after so many seconds ends with finish_reason "timeout". Raises ValueError, before any prompt runs, if one does not fit or names a token that
         is not there.
         """
         listed = _as_list(prompts)
@@ -118,7 +126,10 @@ class LLM:
             params = [params or SamplingParams()] * len(listed)
         if len(params) != len(listed):
             raise ValueError(f"params: {len(params)} given for {len(listed)} prompts")
-        requests = [self._request(p, s) for p, s in zip(listed, params, strict=True)]
+        requests = [
+            self._request(p, s, None, priority, timeout_s)
+            for p, s in zip(listed, params, strict=True)
+        ]
         self._run(requests, progress)
         return [
             self._output(request, prompt if isinstance(prompt, str) else None)
@@ -141,35 +152,53 @@ class LLM:
         ]
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> RequestOutput:
         """The model's answer to a conversation, put into its own chat template.
 
         Raises ValueError as generate does.
         """
         ids, text = self._chat_prompt(messages)
-        request = self._request(ids, params or SamplingParams())
+        request = self._request(ids, params or SamplingParams(), None, priority, timeout_s)
         self._run([request])
         return self._output(request, text)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamChunk]:
         """Chunks as the completion grows; closing the iterator ends the request and frees its
         pages.
 
         Raises ValueError, at once, as generate does, and for params.n above 1.
         """
         text = prompt if isinstance(prompt, str) else None
-        return self._begin_stream(prompt, text, params or SamplingParams())
+        return self._begin_stream(prompt, text, params, priority, timeout_s)
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Iterator[StreamChunk]:
         """`stream` of the answer to a conversation."""
         ids, text = self._chat_prompt(messages)
-        return self._begin_stream(ids, text, params or SamplingParams())
+        return self._begin_stream(ids, text, params, priority, timeout_s)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every token's successor. Raises ValueError if the tokens do not fit."""
+        self._runner.check()
         request = self._bounds.scoring_request(self._next_id(), list(token_ids))
         self._run([request])
         logits = request.sequences[0].logits
@@ -193,6 +222,7 @@ class LLM:
         from cpuinfer.machine.ceilings import ceilings
         from cpuinfer.machine.isa import best, load
 
+        self._runner.check_fork()
         meter = self._meter
         if meter is None:
             raise ValueError("stats: nothing was measured; make the LLM with stats=True")
@@ -255,6 +285,8 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams | BeamSearchParams,
         request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
@@ -267,6 +299,8 @@ class LLM:
             lambda: Detokenizer(
                 self.tokenizer, skip_special=params.skip_special_tokens, continues=True
             ),
+            priority,
+            timeout_s,
         )
 
     def _run(
@@ -288,11 +322,17 @@ class LLM:
                 self._runner.abort(left)
 
     def _begin_stream(
-        self, prompt: Prompt, text: str | None, params: SamplingParams
+        self,
+        prompt: Prompt,
+        text: str | None,
+        params: SamplingParams | None,
+        priority: int,
+        timeout_s: float | None,
     ) -> Iterator[StreamChunk]:
+        params = params or SamplingParams()
         if params.n_drawn > 1:
             raise ValueError(f"n: a stream is one completion, got {params.n_drawn}; use generate")
-        return self._stream(self._request(prompt, params), text)
+        return self._stream(self._request(prompt, params, None, priority, timeout_s), text)
 
     def _stream(self, request: Request, prompt: str | None) -> Iterator[StreamChunk]:
         mailbox: SimpleQueue[Ticket] = SimpleQueue()

@@ -16,7 +16,7 @@ from cpuinfer.engine.sequence import Request
 PREFIX = "cpuinfer:"
 RATE_SECONDS = 10
 """tokens_per_s is over the last so many whole seconds."""
-FINISH_REASONS = ("stop", "length", "abort")
+FINISH_REASONS = ("stop", "length", "abort", "timeout", "error")
 """Those that are counted from the start, so that a counter does not begin at its first event."""
 
 # Seconds; vLLM's bounds, less those that a CPU does not reach.
@@ -189,15 +189,15 @@ def snapshot(recorder: Recorder, scheduler: Scheduler) -> Metrics:
     return Metrics(
         requests_running=len(scheduler.running),
         requests_waiting=len(scheduler.waiting) + len(scheduler.preempted),
-        requests_swapped=0,
+        requests_swapped=sum(bool(group.parked) for group in scheduler.preempted),
         kv_pages_total=pool.n_pages,
         kv_pages_used=pool.n_pages - holders[0],
         kv_pages_shared=pool.n_pages - holders[0] - holders[1],
         kv_pages_known=pool.n_known,
-        kv_slots_wasted=_wasted(scheduler),
+        kv_slots_wasted=scheduler.wasted_slots,
         prefix_queries=counters.prefix_asked,
         prefix_hits=counters.prefix_hit,
-        preemptions=MappingProxyType({"recompute": counters.preemptions}),
+        preemptions=MappingProxyType({"recompute": counters.recomputed, "swap": counters.swapped}),
         requests_finished=MappingProxyType(dict(recorder.finish_reasons)),
         steps=recorder.steps,
         prompt_tokens=recorder.prompt_tokens,
@@ -208,16 +208,6 @@ def snapshot(recorder: Recorder, scheduler: Scheduler) -> Metrics:
         between_tokens_seconds=recorder.between.histogram(),
         request_seconds=recorder.whole.histogram(),
     )
-
-
-def _wasted(scheduler: Scheduler) -> int:
-    fill: dict[int, int] = {}
-    for group in scheduler.running:
-        for member in group.members:
-            for i, page in enumerate(member.pages):
-                n = min(max(member.computed - i * PAGE_TOKENS, 0), PAGE_TOKENS)
-                fill[page] = max(n, fill.get(page, 0))
-    return len(fill) * PAGE_TOKENS - sum(fill.values())
 
 
 def _exposition(metrics: Metrics, labels: Mapping[str, str]) -> Iterator[str]:

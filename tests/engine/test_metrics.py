@@ -35,7 +35,9 @@ def test_nothing_has_happened(llm: LLM) -> None:
     metrics = llm.metrics()
     assert all(h.count == 0 and h.sum == 0 and h.mean == 0 for h in histograms(metrics))
     assert metrics.kv_pages_total == llm.limits.n_pages
-    assert dict(metrics.requests_finished) == {"stop": 0, "length": 0, "abort": 0}
+    reasons = ("stop", "length", "abort", "timeout", "error")
+    assert dict(metrics.requests_finished) == dict.fromkeys(reasons, 0)
+    assert dict(metrics.preemptions) == {"recompute": 0, "swap": 0}
     others = {
         name: value
         for name, value in vars(metrics).items()
