@@ -296,7 +296,8 @@ class Bounds:
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
         width = beams.beam_width if beams else params.n_drawn
-        room = self._room(len(prompt), width) + 1
+        name = "beam_width" if beams else "n" if params.best_of is None else "best_of"
+        room = self._room(len(prompt), width, name) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -328,7 +329,7 @@ class Bounds:
             width=width if beams else None,
         )
 
-    def _room(self, n_prompt: int, width: int) -> int:
+    def _room(self, n_prompt: int, width: int, name: str) -> int:
         """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.
 
         Raises ValueError if not even the prompt and a page of each its own do.
@@ -337,8 +338,8 @@ class Bounds:
         wanted = most_pages(n_prompt, n_prompt, width)
         if wanted > pages:
             raise ValueError(
-                f"n: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
-                f" tokens, there are {pages}; lower n, shorten the prompt or raise kv_memory_bytes"
+                f"{name}: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
+                f" tokens, there are {pages}; lower {name}, shorten the prompt or raise kv_memory_bytes"
             )
         shared = shared_pages(n_prompt)
         return (shared + (pages - shared) // width) * PAGE_TOKENS

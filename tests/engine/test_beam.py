@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import EOS, bounds, check, check_pool, engine, request, run
 
+from cpuinfer import LLM
 from cpuinfer.config import BeamSearchParams, SamplingParams
 from cpuinfer.devices.sampling import Score
 from cpuinfer.engine.engine import Engine
@@ -107,7 +109,7 @@ beams = st.builds(
     early_stopping=st.sampled_from([True, False, "never"]),
     ignore_eos=st.booleans(),
     stop=st.sampled_from([None, "ab", ["ca", "bc", "\u4e05"]]),
-    stop_token_ids=st.sampled_from([None, range(20, 30)]),
+    stop_token_ids=st.sampled_from([None, range(20, 30), range(4, 62)]),
 )
 prompts = st.lists(st.integers(0, 5), min_size=1, max_size=45)
 
@@ -271,7 +273,7 @@ def test_values_out_of_range_are_refused_by_name(field: dict[str, Any]) -> None:
 
 def test_beams_that_cannot_fit_at_once_are_refused() -> None:
     params = BeamSearchParams(beam_width=20, max_tokens=5)
-    with pytest.raises(ValueError, match="20 "):
+    with pytest.raises(ValueError, match="beam_width: 20 "):
         beam_request([1] * 40, params, bounds(pages=12))
 
 
@@ -318,3 +320,34 @@ def test_best_of_takes_what_was_cut_off_last() -> None:
 def test_best_of_out_of_range_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="best_of"):
         SamplingParams(**field)
+
+
+def test_an_llm_searches(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path))
+    params = BeamSearchParams(beam_width=3, max_tokens=10)
+    prompts = ["hello world", "hello", "a longer prompt, of more than a page of tokens " * 2]
+    with LLM(tiny_model, token_budget=24, max_sequences=4) as llm:
+        together = llm.beam_search(prompts, params)
+        for output in together:
+            (alone,) = llm.beam_search(output.prompt or "", params)
+            assert alone.outputs == output.outputs
+            assert [one.index for one in output.outputs] == [0, 1, 2]
+            scores = []
+            for one in output.outputs:
+                assert one.logprobs is not None and one.cumulative_logprob is not None
+                logprobs = zip(one.logprobs, one.token_ids, strict=True)
+                assert one.cumulative_logprob == sum(e[t].logprob for e, t in logprobs)
+                scores.append(one.cumulative_logprob / len(one.token_ids))
+                assert one.finish_reason in ("stop", "length")
+            assert scores == sorted(scores, reverse=True)
+        with pytest.raises(ValueError, match="beam_width: 10000 "):
+            llm.beam_search("hello", BeamSearchParams(beam_width=10_000, max_tokens=5))
+        sampled = {"seed": 4, "max_tokens": 8, "ignore_eos": True}
+        every = llm.generate("hello", SamplingParams(n=5, logprobs=0, **sampled))[0].outputs
+        (best,) = llm.generate("hello", SamplingParams(best_of=5, **sampled))[0].outputs
+        likeliest_one = max(every, key=lambda one: one.cumulative_logprob or -1e9)
+        assert (best.index, best.token_ids) == (0, likeliest_one.token_ids)
+        assert best.logprobs is None
+        assert best.cumulative_logprob == likeliest_one.cumulative_logprob
+        with pytest.raises(ValueError, match="n: "):
+            llm.stream("hello", SamplingParams(best_of=2))
