@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,7 @@ DEFAULT_MAX_TOKENS = 2048
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
 """KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, one in any case."""
+PREEMPTION = ("auto", "recompute", "swap")
 MAX_GRAMMAR_CHARS = 1 << 17
 """Longest schema, expression, grammar or list of choices: one of this length may take a second to compile."""
 
@@ -267,6 +269,13 @@ class EngineConfig:
     max_sequences: most sequences in flight; further ones wait.
     prefix_caching: keep the KV pages of finished requests while they are not needed otherwise, so that
         requests which begin alike compute that beginning once. Changes no bit of any result.
+    max_waiting: most requests that wait for their first step; further ones are refused (QueueFull, a ValueError).
+        None: no limit.
+    preemption: how a request whose KV pages were taken by earlier ones comes back: "recompute" its tokens; "swap" its
+        pages to memory outside the KV pages and back (recompute where that is full); "auto" the cheaper one of both,
+        by what steps and copies have taken lately. Changes no bit of any result.
+    swap_bytes: that memory, touched only when used; None: as much as the KV pages take.
+    swap_path: a folder for a nameless file of swap_bytes, mapped, instead of memory.
     stats: time every op of every step, for LLM.stats(); costs under 1 % of a step.
 
     Raises ValueError for a value outside its range.
@@ -281,6 +290,10 @@ class EngineConfig:
     token_budget: int = 512
     max_sequences: int = 32
     prefix_caching: bool = True
+    max_waiting: int | None = None
+    preemption: str = "auto"
+    swap_bytes: int | None = None
+    swap_path: str | Path | None = None
     stats: bool = False
 
     def __post_init__(self) -> None:
@@ -291,6 +304,13 @@ class EngineConfig:
             _integer(name, getattr(self, name), 1, optional=True)
         for name in ("token_budget", "max_sequences"):
             _integer(name, getattr(self, name), 1)
+        _integer("max_waiting", self.max_waiting, 1, optional=True)
+        _integer("swap_bytes", self.swap_bytes, 0, optional=True)
+        if self.preemption not in PREEMPTION:
+            names = ", ".join(PREEMPTION)
+            raise ValueError(f"preemption: expected one of {names}, got {self.preemption!r}")
+        if self.swap_path is not None and not Path(self.swap_path).is_dir():
+            raise ValueError(f"swap_path: expected a folder, got {str(self.swap_path)!r}")
         try:
             object.__setattr__(self, "kv_type", KVType(self.kv_type))
         except ValueError:

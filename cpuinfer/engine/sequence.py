@@ -267,8 +267,9 @@ class Bounds:
         detokenizer: Callable[[], Detokenizer] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        width: int | None = None,
     ) -> Request:
-        """A request for the completions of params; `detokenizer` makes one for each. priority, timeout_s: Request's.
+        """A request for the completions of params; `detokenizer` makes one for each. priority, timeout_s, width: Request's.
 
         Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
         name is outside the vocabulary, if their grammar is malformed, or if priority or timeout_s are no such numbers.
@@ -295,9 +296,9 @@ class Bounds:
             form = self.grammars.grammar(params.structured_outputs)
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        width = beams.beam_width if beams else params.n_drawn
+        width = beams.beam_width if beams else width
         name = "beam_width" if beams else "n" if params.best_of is None else "best_of"
-        room = self._room(len(prompt), width, name) + 1
+        room = self._room(len(prompt), max(params.n_drawn, width or 0), name) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -326,7 +327,7 @@ class Bounds:
             sequences,
             priority=priority,
             timeout_s=timeout_s,
-            width=width if beams else None,
+            width=width,
         )
 
     def _room(self, n_prompt: int, width: int, name: str) -> int:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_cases import EOS, bounds, check, check_empty, check_pool, engine, request, run
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import EOS, bounds, check, check_pool, engine, request, run
 
 from cpuinfer import LLM
 from cpuinfer.config import BeamSearchParams, SamplingParams
@@ -123,6 +123,8 @@ prompts = st.lists(st.integers(0, 5), min_size=1, max_size=45)
     pages=st.integers(15, 30),
     sequences=st.integers(1, 12),
     prefix_caching=st.booleans(),
+    preemption=st.sampled_from(["recompute", "swap"]),
+    swap_pages=st.integers(1, 60),
 )
 def test_any_schedule_gives_what_the_definition_gives(
     work: list[tuple[list[int], BeamSearchParams, int]],
@@ -132,8 +134,19 @@ def test_any_schedule_gives_what_the_definition_gives(
     pages: int,
     sequences: int,
     prefix_caching: bool,
+    preemption: str,
+    swap_pages: int,
 ) -> None:
-    e = engine(tokens, min(rows, tokens), pages, 100, sequences, prefix_caching)
+    e = engine(
+        tokens,
+        min(rows, tokens),
+        pages,
+        100,
+        sequences,
+        prefix_caching,
+        preemption=preemption,
+        swap_pages=swap_pages,
+    )
     limits = bounds(context=100, pages=pages)
     plain = SamplingParams(seed=3, max_tokens=40, n=2, ignore_eos=True)
     made: list[tuple[Request, BeamSearchParams | None, int]] = []
@@ -153,12 +166,13 @@ def test_any_schedule_gives_what_the_definition_gives(
             check(one)
         else:
             check_beams(one, params)
-    assert e.scheduler.pool.n_free == pages
+    check_empty(e)
 
 
-def test_preemption_happens_and_changes_nothing() -> None:
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_preemption_happens_and_changes_nothing(preemption: str) -> None:
     limits = bounds(context=100, pages=14)
-    e = engine(tokens=32, pages=14, context=100)
+    e = engine(tokens=32, pages=14, context=100, preemption=preemption)
     params = BeamSearchParams(beam_width=3, max_tokens=40, ignore_eos=True)
     plain = SamplingParams(seed=1, max_tokens=70, ignore_eos=True)
     company = request([7] * 10, plain, limits)
@@ -166,7 +180,8 @@ def test_preemption_happens_and_changes_nothing() -> None:
     for one in (company, *made):
         e.add(one)
     run(e)
-    assert e.scheduler.counters.preemptions > 0
+    counters = e.scheduler.counters
+    assert (counters.swapped if preemption == "swap" else counters.recomputed) > 0
     check(company)
     for one in made:
         check_beams(one, params)
