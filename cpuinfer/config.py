@@ -19,6 +19,7 @@ DEFAULT_MAX_TOKENS = 2048
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
 """KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, one in any case."""
+PREEMPTION = ("auto", "recompute", "swap")
 MAX_GRAMMAR_CHARS = 1 << 17
 """Longest schema, expression, grammar or list of choices: one of this length may take a second to compile."""
 
@@ -75,9 +76,6 @@ class StructuredOutputsParams:
             raise ValueError(f"{kind}: {len(text)} characters; at most {MAX_GRAMMAR_CHARS} work")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "text", text)
-
-
-PREEMPTION = ("auto", "recompute", "swap")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ class Engine:
         if not self.has_work:
             return overdue
         step = self.scheduler.schedule()
-        step.moves.perform(self.executable.kv)
+        step.moves.perform(self.executable.kv, self.scheduler.area)
         begin = perf_counter()
         logits = self.executable.run(step.batch)
         self.costs.add_step(len(step.batch.tokens), len(step.chunks), perf_counter() - begin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.engine.swap import SwapArea
@@ -17,29 +17,34 @@ class Moves:
     def __init__(self) -> None:
         self._sources: list[int] = []
         self._targets: list[int] = []
-        self._returns: list[tuple[SwapArea, dict[int, int], list[int]]] = []
+        self._coming: dict[int, int] = {}  # slot of every page that comes back
+        self._used: list[int] = []  # slots to give back after that
 
     def __bool__(self) -> bool:
-        return bool(self._sources or self._returns)
+        return bool(self._sources or self._used)
 
     def copy(self, source: int, target: int) -> None:
-        """Set page `target` to what `source` holds now, whatever becomes of `source` until then."""
-        self._sources.append(source)
-        self._targets.append(target)
+        """Set page `target` to what `source` holds now, or will when it is back, whatever becomes of it until then."""
+        if source in self._coming:
+            self._coming[target] = self._coming[source]
+        else:
+            self._sources.append(source)
+            self._targets.append(target)
 
-    def bring_back(self, area: SwapArea, pages: dict[int, int], used: Iterable[int]) -> None:
-        """Set the page of every slot in `pages` to the slot's image; then give the `used` slots back."""
-        self._returns.append((area, pages, list(used)))
+    def bring_back(self, pages: Mapping[int, int], used: Iterable[int]) -> None:
+        """Set every page to the slot that `pages` has for it; then give the `used` slots back."""
+        self._coming.update(pages)
+        self._used += used
 
-    def perform(self, kv: KVMemory) -> None:
-        """Do it all, and forget it."""
+    def perform(self, kv: KVMemory, area: SwapArea | None) -> None:
+        """Do it all, and forget it. area: where the slots are; None where none is used."""
         if self._sources:
             kv.copy(self._sources, self._targets)
             self._sources.clear()
             self._targets.clear()
-        while self._returns:
-            area, pages, used = self._returns[-1]
-            if pages:
-                area.load(list(pages), list(pages.values()))
-            area.free(used)
-            self._returns.pop()
+        if area is not None and self._used:
+            if self._coming:
+                area.load(list(self._coming.values()), list(self._coming))
+            area.free(self._used)
+            self._coming.clear()
+            self._used.clear()

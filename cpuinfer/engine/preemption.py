@@ -117,8 +117,7 @@ class Preemption:
                     (pages[slot],) = self._pool.take(1)
                 member.pages.append(pages[slot])
             member.computed = computed
-        if used and self._area is not None:
-            moves.bring_back(self._area, pages, used)
+        moves.bring_back({page: slot for slot, page in pages.items()}, used)
 
     def drop(self, group: Group, sequence: Sequence) -> None:
         """A sequence that waits without pages does so no longer: free the slots that only it needs."""

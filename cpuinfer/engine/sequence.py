@@ -269,9 +269,7 @@ class Bounds:
         timeout_s: float | None = None,
         width: int | None = None,
     ) -> Request:
-        """A request for the completions of params; `detokenizer` makes one for each.
-
-        priority, timeout_s, width: Request's; of a beam search the width is its own.
+        """A request for the completions of params; `detokenizer` makes one for each. priority, timeout_s, width: Request's.
 
         Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
         name is outside the vocabulary, if their grammar is malformed, or if priority or timeout_s are no such numbers.
@@ -298,9 +296,9 @@ class Bounds:
             form = self.grammars.grammar(params.structured_outputs)
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        if beams is not None:
-            width = beams.beam_width
-        room = self._room(len(prompt), max(params.n_drawn, width or 0)) + 1
+        width = beams.beam_width if beams else width
+        name = "beam_width" if beams else "n" if params.best_of is None else "best_of"
+        room = self._room(len(prompt), max(params.n_drawn, width or 0), name) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -324,9 +322,15 @@ class Bounds:
         sequences = tuple(sequence(choice) for choice in range(params.n_drawn))
         if beams is not None:
             sequences[0].search = BeamSearch(sequences[0], beams)
-        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s, width=width)
+        return Request(
+            request_id,
+            sequences,
+            priority=priority,
+            timeout_s=timeout_s,
+            width=width,
+        )
 
-    def _room(self, n_prompt: int, width: int) -> int:
+    def _room(self, n_prompt: int, width: int, name: str) -> int:
         """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.
 
         Raises ValueError if not even the prompt and a page of each its own do.
@@ -335,8 +339,8 @@ class Bounds:
         wanted = most_pages(n_prompt, n_prompt, width)
         if wanted > pages:
             raise ValueError(
-                f"n: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
-                f" tokens, there are {pages}; lower n, shorten the prompt or raise kv_memory_bytes"
+                f"{name}: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
+                f" tokens, there are {pages}; lower {name}, shorten the prompt or raise kv_memory_bytes"
             )
         shared = shared_pages(n_prompt)
         return (shared + (pages - shared) // width) * PAGE_TOKENS

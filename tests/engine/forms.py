@@ -67,7 +67,7 @@ class Runs:
 
     def __init__(self, tokenizer: Tokenizer, grammars: Grammars) -> None:
         self._tokenizer = tokenizer
-        self.bounds = Bounds(tokenizer.vocab_size, 200, 40 * 16, tokenizer.eog_ids, 150, grammars)
+        self.bounds = Bounds(tokenizer.vocab_size, 200, 15 * 16, tokenizer.eog_ids, 150, grammars)
         self._numbers = itertools.count()
 
     def engine(self, pages: int = 40, tokens: int = 64, sequences: int = 8) -> Engine:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_cases import EOS, bounds, check, check_empty, check_pool, engine, request, run
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import EOS, bounds, check, check_pool, engine, request, run
 
+from cpuinfer import LLM
 from cpuinfer.config import BeamSearchParams, SamplingParams
 from cpuinfer.devices.sampling import Score
 from cpuinfer.engine.engine import Engine
@@ -107,7 +109,7 @@ beams = st.builds(
     early_stopping=st.sampled_from([True, False, "never"]),
     ignore_eos=st.booleans(),
     stop=st.sampled_from([None, "ab", ["ca", "bc", "\u4e05"]]),
-    stop_token_ids=st.sampled_from([None, range(20, 30)]),
+    stop_token_ids=st.sampled_from([None, range(20, 30), range(4, 62)]),
 )
 prompts = st.lists(st.integers(0, 5), min_size=1, max_size=45)
 
@@ -121,6 +123,8 @@ prompts = st.lists(st.integers(0, 5), min_size=1, max_size=45)
     pages=st.integers(15, 30),
     sequences=st.integers(1, 12),
     prefix_caching=st.booleans(),
+    preemption=st.sampled_from(["recompute", "swap"]),
+    swap_pages=st.integers(1, 60),
 )
 def test_any_schedule_gives_what_the_definition_gives(
     work: list[tuple[list[int], BeamSearchParams, int]],
@@ -130,8 +134,19 @@ def test_any_schedule_gives_what_the_definition_gives(
     pages: int,
     sequences: int,
     prefix_caching: bool,
+    preemption: str,
+    swap_pages: int,
 ) -> None:
-    e = engine(tokens, min(rows, tokens), pages, 100, sequences, prefix_caching)
+    e = engine(
+        tokens,
+        min(rows, tokens),
+        pages,
+        100,
+        sequences,
+        prefix_caching,
+        preemption=preemption,
+        swap_pages=swap_pages,
+    )
     limits = bounds(context=100, pages=pages)
     plain = SamplingParams(seed=3, max_tokens=40, n=2, ignore_eos=True)
     made: list[tuple[Request, BeamSearchParams | None, int]] = []
@@ -151,12 +166,13 @@ def test_any_schedule_gives_what_the_definition_gives(
             check(one)
         else:
             check_beams(one, params)
-    assert e.scheduler.pool.n_free == pages
+    check_empty(e)
 
 
-def test_preemption_happens_and_changes_nothing() -> None:
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_preemption_happens_and_changes_nothing(preemption: str) -> None:
     limits = bounds(context=100, pages=14)
-    e = engine(tokens=32, pages=14, context=100)
+    e = engine(tokens=32, pages=14, context=100, preemption=preemption)
     params = BeamSearchParams(beam_width=3, max_tokens=40, ignore_eos=True)
     plain = SamplingParams(seed=1, max_tokens=70, ignore_eos=True)
     company = request([7] * 10, plain, limits)
@@ -164,7 +180,8 @@ def test_preemption_happens_and_changes_nothing() -> None:
     for one in (company, *made):
         e.add(one)
     run(e)
-    assert e.scheduler.counters.preemptions > 0
+    counters = e.scheduler.counters
+    assert (counters.swapped if preemption == "swap" else counters.recomputed) > 0
     check(company)
     for one in made:
         check_beams(one, params)
@@ -271,7 +288,7 @@ def test_values_out_of_range_are_refused_by_name(field: dict[str, Any]) -> None:
 
 def test_beams_that_cannot_fit_at_once_are_refused() -> None:
     params = BeamSearchParams(beam_width=20, max_tokens=5)
-    with pytest.raises(ValueError, match="20 "):
+    with pytest.raises(ValueError, match="beam_width: 20 "):
         beam_request([1] * 40, params, bounds(pages=12))
 
 
@@ -318,3 +335,34 @@ def test_best_of_takes_what_was_cut_off_last() -> None:
 def test_best_of_out_of_range_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="best_of"):
         SamplingParams(**field)
+
+
+def test_an_llm_searches(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPUINFER_CACHE", str(tmp_path))
+    params = BeamSearchParams(beam_width=3, max_tokens=10)
+    prompts = ["hello world", "hello", "a longer prompt, of more than a page of tokens " * 2]
+    with LLM(tiny_model, token_budget=24, max_sequences=4) as llm:
+        together = llm.beam_search(prompts, params)
+        for output in together:
+            (alone,) = llm.beam_search(output.prompt or "", params)
+            assert alone.outputs == output.outputs
+            assert [one.index for one in output.outputs] == [0, 1, 2]
+            scores = []
+            for one in output.outputs:
+                assert one.logprobs is not None and one.cumulative_logprob is not None
+                logprobs = zip(one.logprobs, one.token_ids, strict=True)
+                assert one.cumulative_logprob == sum(e[t].logprob for e, t in logprobs)
+                scores.append(one.cumulative_logprob / len(one.token_ids))
+                assert one.finish_reason in ("stop", "length")
+            assert scores == sorted(scores, reverse=True)
+        with pytest.raises(ValueError, match="beam_width: 10000 "):
+            llm.beam_search("hello", BeamSearchParams(beam_width=10_000, max_tokens=5))
+        sampled = {"seed": 4, "max_tokens": 8, "ignore_eos": True}
+        every = llm.generate("hello", SamplingParams(n=5, logprobs=0, **sampled))[0].outputs
+        (best,) = llm.generate("hello", SamplingParams(best_of=5, **sampled))[0].outputs
+        likeliest_one = max(every, key=lambda one: one.cumulative_logprob or -1e9)
+        assert (best.index, best.token_ids) == (0, likeliest_one.token_ids)
+        assert best.logprobs is None
+        assert best.cumulative_logprob == likeliest_one.cumulative_logprob
+        with pytest.raises(ValueError, match="n: "):
+            llm.stream("hello", SamplingParams(best_of=2))

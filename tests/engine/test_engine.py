@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_cases import bounds, check, check_empty, check_pool, engine, request, run
+from engine_cases import (
+    bounds,
+    check,
+    check_empty,
+    check_pool,
+    check_sequence,
+    engine,
+    request,
+    run,
+)
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
 from numpy.typing import NDArray
 
@@ -142,6 +151,23 @@ def test_pages_come_back_from_the_swap_area(
     assert isinstance(e.executable, FakeExecutable)
     assert e.executable.tokens == 3 * (20 + 1 + 2 * 59), "nothing is computed twice"
     assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
+    e = engine(preemption="swap")
+    one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=3)
+    e.add(one)
+    e.step()
+    begin = one.sequences[0].tokens.copy()
+    children = [e.scheduler.fork(one.sequences[0], choice) for choice in (1, 2)]
+    e.scheduler._preempt()
+    assert e.scheduler.n_swapped == 3
+    run(e)
+    check_empty(e)
+    check(one)
+    for child in children:
+        check_sequence(child, begin)
+    assert e.scheduler.counters.copies == 2
 
 
 def test_where_the_swap_area_is_full_tokens_are_computed_anew() -> None:

@@ -113,7 +113,7 @@ def test_an_end_is_drawn_only_where_the_grammar_accepts(
         min_size=1,
         max_size=5,
     ),
-    pages=st.integers(13, 20),
+    pages=st.integers(15, 22),
     tokens=st.integers(1, 40),
     sequences=st.integers(1, 6),
 )
