@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +28,7 @@ class QueueFull(ValueError):
     """As many requests wait as may."""
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's part of a step: its next n_tokens tokens; logits of the last n_rows of them."""
 
     sequence: Sequence
@@ -219,7 +219,9 @@ class Scheduler:
         for group in self.running:
             for sequence in group.members:
                 (decoding if sequence.remaining == 1 else prefill).append(sequence)
-        for sequence in decoding + prefill:
+        chunks += [Chunk(sequence, 1, 1) for sequence in decoding[: min(tokens, rows)]]
+        tokens, rows = tokens - len(chunks), rows - len(chunks)
+        for sequence in prefill:
             if chunk := _chunk(sequence, tokens, rows):
                 chunks.append(chunk)
                 tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
@@ -253,12 +255,14 @@ class Scheduler:
         position = 0
         while position < len(self.running):
             group = self.running[position]
-            wanted = group.pages_missing + group.copies(self.pool)
+            wanted = group.pages_missing
+            if len(group.members) > 1:
+                wanted += group.copies(self.pool)
             if wanted:
                 while wanted > self.pool.n_free and self.running[-1] is not group:
-                    self._preempt()
+                    self.preempt()
                 if wanted > self.pool.n_free:
-                    self._preempt()
+                    self.preempt()
                 else:
                     self._supply(group)
             position += 1
@@ -332,7 +336,8 @@ class Scheduler:
                 sequence.pages[sequence.known] = known.page
             sequence.known, sequence.prefix = sequence.known + 1, known.prefix
 
-    def _preempt(self) -> None:
+    def preempt(self) -> None:
+        """Send back the last of the running groups, of which there must be one."""
         group = self.running.pop()
         self._preemption.take(group)
         insort(self.preempted, group, key=_ORDER)

@@ -160,7 +160,7 @@ def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
     e.step()
     begin = one.sequences[0].tokens.copy()
     children = [e.scheduler.fork(one.sequences[0], choice) for choice in (1, 2)]
-    e.scheduler._preempt()
+    e.scheduler.preempt()
     assert e.scheduler.n_swapped == 3
     run(e)
     check_empty(e)
