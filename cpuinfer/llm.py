@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
+from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.outputs import (
-    CompletionOutput,
-    Logprob,
-    RequestOutput,
-    StreamChunk,
-    Timings,
-)
-from cpuinfer.engine.sequence import Bounds, Request, TokenLogprobs
-from cpuinfer.engine.sequence import Sequence as EngineSequence
+from cpuinfer.engine.grammar import Grammars
+from cpuinfer.engine.outputs import RequestOutput, StreamChunk
+from cpuinfer.engine.results import Reader, request_output
+from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
+from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
 
 if TYPE_CHECKING:
     from cpuinfer.devices.meter import Meter
+    from cpuinfer.engine.metrics import Metrics
     from cpuinfer.machine.roofline import Stats
     from cpuinfer.text.chat import ChatTemplate
 
@@ -42,11 +39,12 @@ Message = Mapping[str, Any]
 
 
 class LLM:
-    """A model and the engine that runs it; from any thread: requests of many threads share steps.
+    """A model and the engine that runs it, on a thread of its own: requests of any threads share steps.
 
     model: an alias ("smollm2-135m"), a path to a GGUF or packed file, or "hf:owner/repo/file.gguf".
     The keyword arguments are EngineConfig's. Raises ValueError for a model or an option that is not
-    supported, FileNotFoundError for a model that is not there.
+    supported, FileNotFoundError for a model that is not there. Every method that asks the engine raises RuntimeError
+    when the LLM is closed, or in a forked child, and whatever a step raised that the request took part in.
 
     >>> llm = LLM("smollm2-135m")
     >>> llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].outputs[0].text
@@ -89,9 +87,10 @@ class LLM:
             pages * PAGE_TOKENS,
             frozenset(self.tokenizer.eog_ids),
             DEFAULT_MAX_TOKENS,
+            Grammars(self.tokenizer),
         )
         self._meter = open_meter(self.executable) if config.stats else None
-        self._engine = Engine(
+        engine = Engine(
             self._meter or self.executable,
             self.limits,
             config.max_sequences,
@@ -102,9 +101,8 @@ class LLM:
             swap_path=None if config.swap_path is None else Path(config.swap_path),
         )
         self._template: ChatTemplate | None = None
-        self._lock = threading.Lock()
         self._numbers = count()
-        self._closed = False
+        self._runner = EngineThread(engine, self._meter)
         self.load_s = perf_counter() - begin
 
     def generate(
@@ -112,11 +110,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt (text or token ids); results in the order of the prompts.
 
         params: for all, or one for each prompt. progress: called with (finished, all) as requests
-        finish. Raises ValueError, before any prompt runs, if one does not fit or names a token that
+        finish. priority: lower ones come first, and others make room for them. timeout_s: what is unfinished
+        after so many seconds ends with finish_reason "timeout". Raises ValueError, before any prompt runs, if one does not fit or names a token that
         is not there.
         """
         listed = _as_list(prompts)
@@ -124,45 +126,79 @@ class LLM:
             params = [params or SamplingParams()] * len(listed)
         if len(params) != len(listed):
             raise ValueError(f"params: {len(params)} given for {len(listed)} prompts")
-        requests = [self._request(p, s) for p, s in zip(listed, params, strict=True)]
+        requests = [
+            self._request(p, s, None, priority, timeout_s)
+            for p, s in zip(listed, params, strict=True)
+        ]
         self._run(requests, progress)
         return [
             self._output(request, prompt if isinstance(prompt, str) else None)
             for request, prompt in zip(requests, listed, strict=True)
         ]
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
+    ) -> list[RequestOutput]:
+        """The likeliest completions of every prompt, best first. Raises ValueError as generate does.
+
+        >>> llm.beam_search("The capital of France is", BeamSearchParams(beam_width=4, max_tokens=8))
+        """
+        listed = _as_list(prompts)
+        requests = [self._request(prompt, params) for prompt in listed]
+        self._run(requests)
+        return [
+            self._output(request, prompt if isinstance(prompt, str) else None)
+            for request, prompt in zip(requests, listed, strict=True)
+        ]
+
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> RequestOutput:
         """The model's answer to a conversation, put into its own chat template.
 
         Raises ValueError as generate does.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        request = self._request(self._chat_ids(text), params or SamplingParams())
+        ids, text = self._chat_prompt(messages)
+        request = self._request(ids, params or SamplingParams(), None, priority, timeout_s)
         self._run([request])
         return self._output(request, text)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamChunk]:
         """Chunks as the completion grows; closing the iterator ends the request and frees its
         pages.
 
         Raises ValueError, at once, as generate does, and for params.n above 1.
         """
-        params = params or SamplingParams()
-        if params.n > 1:
-            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
-        return self._stream(self._request(prompt, params))
+        text = prompt if isinstance(prompt, str) else None
+        return self._begin_stream(prompt, text, params, priority, timeout_s)
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Iterator[StreamChunk]:
         """`stream` of the answer to a conversation."""
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        return self.stream(self._chat_ids(text), params)
+        ids, text = self._chat_prompt(messages)
+        return self._begin_stream(ids, text, params, priority, timeout_s)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every token's successor. Raises ValueError if the tokens do not fit."""
+        self._runner.check()
         request = self._bounds.scoring_request(self._next_id(), list(token_ids))
         self._run([request])
         logits = request.sequences[0].logits
@@ -186,16 +222,27 @@ class LLM:
         from cpuinfer.machine.ceilings import ceilings
         from cpuinfer.machine.isa import best, load
 
+        self._runner.check_fork()
         meter = self._meter
         if meter is None:
             raise ValueError("stats: nothing was measured; make the LLM with stats=True")
         device: Any = self.device
         found = ceilings(load(device.level), load(best().level.name), device.level, device.threads)
-        with self._lock:
+
+        def read() -> Stats:
             stats = meter.stats(found)
             if reset:
                 meter.clear()
-        return stats
+            return stats
+
+        return self._runner.call(read)
+
+    def metrics(self) -> Metrics:
+        """The engine as it is between two steps: requests, KV pages, tokens, latencies; from any thread, also when closed.
+
+        >>> llm.metrics().prometheus(model_name="smollm2-135m")
+        """
+        return self._runner.metrics()
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -207,13 +254,11 @@ class LLM:
         return self._template
 
     def close(self) -> None:
-        """End all requests; later ones raise RuntimeError.
+        """End all requests with finish_reason "abort", and the engine's thread; later requests raise RuntimeError.
 
-        Memory goes with the last reference to the LLM.
+        Memory goes with the last reference to the LLM. So does the thread, where nobody closes the LLM.
         """
-        with self._lock:
-            self._closed = True
-            self._engine.abort_all()
+        self._runner.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -226,137 +271,92 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_ids(self, text: str) -> list[int]:
+    def _chat_prompt(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+        self._runner.check()
+        text = self.chat_template.render(messages, add_generation_prompt=True)
         # The template writes the begin token itself.
-        ids: list[int] = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        return ids
+        return self.tokenizer.encode(text, add_special=False, parse_special=True), text
 
     def _next_id(self) -> str:
         return str(next(self._numbers))
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | BeamSearchParams,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
+        self._runner.check()
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._bounds.request(
-            self._next_id(),
+            request_id or self._next_id(),
             ids,
             params,
             lambda: Detokenizer(
                 self.tokenizer, skip_special=params.skip_special_tokens, continues=True
             ),
+            priority,
+            timeout_s,
         )
-
-    def _add(self, requests: Sequence[Request]) -> None:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("this LLM is closed")
-            for request in requests:
-                self._engine.add(request)
-
-    def _step(self, done: Callable[[], bool]) -> None:
-        """Run one step for everybody, unless another thread's step has done what was waited for."""
-        with self._lock:
-            if done():
-                return
-            begin = perf_counter()
-            try:
-                self._engine.step()
-                if self._meter is not None:
-                    self._meter.end_step(perf_counter() - begin)
-            except Exception:
-                # The step would fail again: end what shares it, so that other threads do not wait
-                # for ever.
-                self._engine.abort_all()
-                raise
-
-    def _abort(self, requests: Sequence[Request]) -> None:
-        with self._lock:
-            for request in requests:
-                self._engine.abort(request)
 
     def _run(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Run until all are done; whatever interrupts it, none of them stays in the engine."""
-        pending = list(requests)
+        """Wait until all are done; whatever interrupts it, none of them stays in the engine."""
+        mailbox: SimpleQueue[Ticket] = SimpleQueue()
+        tickets = [Ticket(request, mailbox) for request in requests]
         try:
-            self._add(requests)
-            while pending:
-                self._step(partial(_any_done, pending))
-                left = [request for request in pending if not request.done]
-                if progress and len(left) < len(pending):
-                    progress(len(requests) - len(left), len(requests))
-                pending = left
+            self._runner.submit(tickets)
+            for n in range(1, len(tickets) + 1):
+                error = next_ticket(mailbox).error
+                if error is not None:
+                    raise error
+                if progress:
+                    progress(n, len(tickets))
         finally:
-            self._abort(requests)
+            if left := [ticket for ticket in tickets if not ticket.done]:
+                self._runner.abort(left)
 
-    def _stream(self, request: Request) -> Iterator[StreamChunk]:
-        (sequence,) = request.sequences
-        tokens, characters = sequence.n_prompt, 0
+    def _begin_stream(
+        self,
+        prompt: Prompt,
+        text: str | None,
+        params: SamplingParams | None,
+        priority: int,
+        timeout_s: float | None,
+    ) -> Iterator[StreamChunk]:
+        params = params or SamplingParams()
+        if params.n_drawn > 1:
+            raise ValueError(f"n: a stream is one completion, got {params.n_drawn}; use generate")
+        return self._stream(self._request(prompt, params, None, priority, timeout_s), text)
 
-        def has_news() -> bool:
-            return len(sequence.tokens) > tokens or sequence.finish_reason is not None
-
+    def _stream(self, request: Request, prompt: str | None) -> Iterator[StreamChunk]:
+        mailbox: SimpleQueue[Ticket] = SimpleQueue()
+        ticket = Ticket(request, mailbox, follows=True)
+        reader = Reader(ticket)
+        whole = partial(self._output, request, prompt)
         try:
-            self._add([request])
-            while True:
-                self._step(has_news)
-                with self._lock:
-                    if not has_news():
-                        continue
-                    chunk = StreamChunk(
-                        sequence.stream.text[characters:],
-                        sequence.tokens[tokens:],
-                        sequence.finish_reason,
-                        sequence.stop_reason,
-                    )
-                    tokens, characters = len(sequence.tokens), len(sequence.stream.text)
-                yield chunk
-                if chunk.finish_reason is not None:
-                    return
+            self._runner.submit([ticket])
+            ended = False
+            while not ended:
+                self._runner.check_fork()
+                next_ticket(mailbox)
+                for chunk in reader.chunks(whole):
+                    ended = chunk.output is not None
+                    yield chunk
         finally:
-            self._abort([request])
+            if not ticket.done:
+                self._runner.abort([ticket])
 
     def _output(self, request: Request, prompt: str | None) -> RequestOutput:
-        first = request.sequences[0]
-        prompt_logprobs = first.prompt_logprobs
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=prompt,
-            prompt_token_ids=first.prompt,
-            prompt_logprobs=None
-            if prompt_logprobs is None
-            else [self._logprobs(entry) if entry else None for entry in prompt_logprobs],
-            outputs=[self._completion(sequence) for sequence in request.sequences],
-            num_cached_tokens=first.cached,
-            seed=first.seed,
-            timings=timings(request, self.load_s),
-        )
+        return request_output(request, prompt, self.load_s, self._token_text)
 
-    def _completion(self, sequence: EngineSequence) -> CompletionOutput:
-        listed = sequence.logprobs if sequence.params.logprobs is not None else None
-        return CompletionOutput(
-            index=sequence.choice,
-            text=sequence.stream.text,
-            token_ids=sequence.generated,
-            logprobs=None if listed is None else [self._logprobs(entry) for entry in listed],
-            cumulative_logprob=None if listed is None else sum(e[0].logprob for e in listed),
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-        )
-
-    def _logprobs(self, entries: TokenLogprobs) -> dict[int, Logprob]:
-        return {
-            e.token: Logprob(
-                e.logprob, e.rank, self.tokenizer.decode([e.token], skip_special=False)
-            )
-            for e in entries
-        }
-
-
-def _any_done(requests: Sequence[Request]) -> bool:
-    return any(request.done for request in requests)
+    def _token_text(self, token: int) -> str:
+        return self.tokenizer.decode([token], skip_special=False)
 
 
 def open_meter(executable: Executable) -> Meter:
@@ -371,26 +371,6 @@ def open_meter(executable: Executable) -> Meter:
 def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
     """Bytes of one page of PAGE_TOKENS tokens, keys and values of all layers."""
     return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
-
-
-def timings(request: Request, load_s: float) -> Timings:
-    """What a request took. Its sequences run side by side: the first to start and the last to end
-    count.
-    """
-    sequences = request.sequences
-    last = max(s.finished or request.created for s in sequences)
-    started = min((s.started for s in sequences if s.started), default=last)
-    first = min((s.first_token for s in sequences if s.first_token), default=last)
-    computed = sequences[0].n_prompt - sequences[0].cached
-    later = sum(max(0, len(s.tokens) - s.n_prompt - 1) for s in sequences)
-    return Timings(
-        load_s=load_s,
-        queue_s=started - request.created,
-        ttft_s=first - request.created,
-        prefill_tok_s=computed / (first - started) if first > started else 0.0,
-        decode_tok_s=later / (last - first) if last > first else 0.0,
-        total_s=last - request.created,
-    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

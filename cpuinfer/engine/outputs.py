@@ -106,9 +106,11 @@ class CompletionOutput:
     """One completion.
 
     token_ids include the token that ended it; text leaves it out. logprobs: for each token the
-    reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids.
-    finish_reason: "stop", "length", "abort" or "timeout". stop_reason: the stop string or stop token id that
-    ended it; None for the model's own end.
+    reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids (None
+    where neither logprobs nor best_of ask for it).
+    finish_reason: "stop", "length", "abort", "timeout", or "error" where structured output cannot go on (its grammar met a limit).
+    stop_reason: the stop string or stop token id that ended it, or the error; None for the model's own end and for
+    that of a grammar.
     """
 
     index: int
@@ -159,9 +161,13 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a stream adds: text (perhaps none yet) and tokens; in the last, why it ended."""
+    """What a stream adds to completion `index`: text (perhaps none yet) and tokens, several where the reader is slower
+    than the engine; in the completion's last chunk, why it ended; in the request's last chunk, all of it.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    index: int = 0
+    output: RequestOutput | None = None
