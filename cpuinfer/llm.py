@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,17 +20,14 @@ from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.outputs import (
-    CompletionOutput,
-    Logprob,
-    RequestOutput,
-    StreamChunk,
-    Timings,
-)
+from cpuinfer.engine.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk
+from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.sequence import Bounds, Request, TokenLogprobs
 from cpuinfer.engine.sequence import Sequence as EngineSequence
+from cpuinfer.engine.timings import timings
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
+from cpuinfer.prefixes import open_prefix_store
 
 if TYPE_CHECKING:
     from cpuinfer.devices.meter import Meter
@@ -96,6 +94,9 @@ class LLM:
             self.limits,
             config.max_sequences,
             config.prefix_caching,
+            open_prefix_store(
+                config, self.program, packed.path, self.device.name, self.executable.kv
+            ),
         )
         self._template: ChatTemplate | None = None
         self._lock = threading.Lock()
@@ -166,6 +167,41 @@ class LLM:
             raise RuntimeError("the request was aborted: a step that it shared failed")
         return logits
 
+    def pin(self, prompt: Prompt | Sequence[Message]) -> Pin:
+        """Compute a prompt that many requests begin with (text, token ids, or the first messages of a chat), and keep
+        its full KV pages until `unpin`: they are never given to other requests, nor computed again.
+
+        They count in the KV budget: a request must fit into what pins leave. Raises ValueError where the prompt or
+        what is in flight would not.
+        """
+        request = self._request(
+            self._pinned_prompt(prompt), SamplingParams(max_tokens=1, temperature=0)
+        )
+        with self._lock:
+            self._check_open()
+            pin = self._engine.pin(request)
+            self._set_room()
+        try:
+            self._finish([request])
+        finally:
+            with self._lock:
+                self._set_room()
+        if not pin.pages:
+            raise RuntimeError("the prompt was not pinned: a step that it shared failed")
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of a pinned prompt's pages: they stay until needed. Raises ValueError if it is not pinned."""
+        with self._lock:
+            self._engine.unpin(pin)
+            self._set_room()
+
+    def save_prefixes(self) -> int:
+        """Write the known KV pages that EngineConfig.prefix_store does not have, as `close` does; returns their number.
+        Raises ValueError where there is no store, OSError where it can't be written."""
+        with self._lock:
+            return self._engine.save_prefixes()
+
     def stats(self, reset: bool = False) -> Stats:
         """What each kind of op did in all steps so far, beside what this machine can do: machine.roofline.Stats.
 
@@ -203,13 +239,12 @@ class LLM:
         return self._template
 
     def close(self) -> None:
-        """End all requests; later ones raise RuntimeError.
-
-        Memory goes with the last reference to the LLM.
-        """
+        """End all requests and keep prefixes in the prefix_store, if any; later requests raise RuntimeError."""
         with self._lock:
-            self._closed = True
             self._engine.abort_all()
+            if not self._closed:
+                self._engine.close()
+            self._closed = True
 
     def __enter__(self) -> LLM:
         return self
@@ -243,10 +278,27 @@ class LLM:
             ),
         )
 
+    def _pinned_prompt(self, prompt: Prompt | Sequence[Message]) -> Prompt:
+        if isinstance(prompt, str):
+            return prompt
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if messages:
+            return self._chat_ids(self.chat_template.render(messages, add_generation_prompt=False))
+        return [item for item in prompt if not isinstance(item, Mapping)]
+
+    def _set_room(self) -> None:
+        pins, n = self._engine.scheduler.pins, PAGE_TOKENS
+        self._bounds = replace(
+            self._bounds, kv_tokens=pins.room * n, pinned_tokens=pins.n_pages * n
+        )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this LLM is closed")
+
     def _add(self, requests: Sequence[Request]) -> None:
         with self._lock:
-            if self._closed:
-                raise RuntimeError("this LLM is closed")
+            self._check_open()
             for request in requests:
                 self._engine.add(request)
 
@@ -275,9 +327,18 @@ class LLM:
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> None:
         """Run until all are done; whatever interrupts it, none of them stays in the engine."""
-        pending = list(requests)
         try:
             self._add(requests)
+        except BaseException:
+            self._abort(requests)
+            raise
+        self._finish(requests, progress)
+
+    def _finish(
+        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        pending = list(requests)
+        try:
             while pending:
                 self._step(partial(_any_done, pending))
                 left = [request for request in pending if not request.done]
@@ -367,26 +428,6 @@ def open_meter(executable: Executable) -> Meter:
 def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
     """Bytes of one page of PAGE_TOKENS tokens, keys and values of all layers."""
     return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
-
-
-def timings(request: Request, load_s: float) -> Timings:
-    """What a request took. Its sequences run side by side: the first to start and the last to end
-    count.
-    """
-    sequences = request.sequences
-    last = max(s.finished or request.created for s in sequences)
-    started = min((s.started for s in sequences if s.started), default=last)
-    first = min((s.first_token for s in sequences if s.first_token), default=last)
-    computed = sequences[0].n_prompt - sequences[0].cached
-    later = sum(max(0, len(s.tokens) - s.n_prompt - 1) for s in sequences)
-    return Timings(
-        load_s=load_s,
-        queue_s=started - request.created,
-        ttft_s=first - request.created,
-        prefill_tok_s=computed / (first - started) if first > started else 0.0,
-        decode_tok_s=later / (last - first) if last > first else 0.0,
-        total_s=last - request.created,
-    )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

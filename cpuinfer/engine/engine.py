@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from cpuinfer.devices.base import Executable, Limits
+import warnings
+
+from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
+from cpuinfer.engine.pins import Pin
+from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
 from cpuinfer.engine.scheduler import Scheduler, Step
 from cpuinfer.engine.sequence import Request, Sequence
@@ -17,9 +21,11 @@ class Engine:
         limits: Limits,
         max_sequences: int,
         prefix_caching: bool = True,
+        store: PrefixStore | None = None,
     ) -> None:
         self.executable = executable
-        self.scheduler = Scheduler(limits, max_sequences, prefix_caching)
+        self.store = store
+        self.scheduler = Scheduler(limits, max_sequences, prefix_caching, store)
 
     @property
     def has_work(self) -> bool:
@@ -30,6 +36,39 @@ class Engine:
         """Queue a request made by Bounds, which has checked that it fits."""
         for sequence in request.sequences:
             self.scheduler.add(sequence)
+
+    def pin(self, request: Request) -> Pin:
+        """Queue a request for one token; when it has ended, the full pages of its prompt stay, until `unpin`.
+
+        Raises ValueError where they do not fit beside what is pinned and what is in flight.
+        """
+        scheduler = self.scheduler
+        if not scheduler.prefix_caching:
+            raise ValueError("pin: prefix_caching is off, so no request would find the pages")
+        (sequence,) = request.sequences
+        others = (*scheduler.running, *scheduler.waiting)
+        longest = max((-(-s.most_computed // PAGE_TOKENS) for s in others), default=0)
+        scheduler.add(sequence)
+        try:
+            return scheduler.pins.add(sequence, longest)
+        except ValueError:
+            scheduler.remove(sequence)
+            raise
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of a pin's pages. Raises ValueError if it is not pinned."""
+        self.scheduler.pins.remove(pin)
+
+    def save_prefixes(self) -> int:
+        """Keep all known pages in the store; returns how many it did not have. Raises OSError.
+
+        Raises ValueError for an engine without one.
+        """
+        if self.store is None:
+            raise ValueError(
+                "prefix_store: this engine has none; give a folder to keep prefixes in"
+            )
+        return self.store.save(self.scheduler.pool)
 
     def abort(self, request: Request) -> None:
         """End what is unfinished of a request, with finish_reason "abort".
@@ -46,6 +85,14 @@ class Engine:
         for sequence in (*self.scheduler.running, *self.scheduler.waiting):
             self.scheduler.remove(sequence)
             sequence.finish("abort")
+
+    def close(self) -> None:
+        """Keep the known pages where there is a store; warns where that fails. The last call."""
+        if self.store is not None:
+            try:
+                self.save_prefixes()
+            except OSError as error:
+                warnings.warn(f"prefix_store: prefixes are not kept: {error}", stacklevel=3)
 
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
@@ -70,5 +117,6 @@ class Engine:
             elif sequence.logits is not None and sequence.remaining == 0:
                 sequence.finish("length")
             if sequence.finish_reason is not None:
+                self.scheduler.pins.keep(sequence)
                 self.scheduler.remove(sequence)
         return [chunk.sequence for chunk in step.chunks]

@@ -10,6 +10,8 @@ import numpy as np
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
 from cpuinfer.engine.blocks import NO_PREFIX, BlockPool, Known
+from cpuinfer.engine.pins import Pins
+from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sequence import Sequence
 
 
@@ -49,11 +51,19 @@ class Scheduler:
     than those that wait.
     """
 
-    def __init__(self, limits: Limits, max_sequences: int, prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        max_sequences: int,
+        prefix_caching: bool,
+        store: PrefixStore | None = None,
+    ) -> None:
         self.limits = limits
         self.max_sequences = max_sequences
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(limits.n_pages)
+        self.pins = Pins(self.pool)
+        self._store = store
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
 
@@ -64,11 +74,11 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. Raises ValueError if it could outgrow the pool."""
-        # A generated token is computed when the next is wanted: the last one never is.
-        n_computed = max(sequence.n_prompt, sequence.limit - 1)
-        if n_computed > min(self.limits.n_pages * PAGE_TOKENS, self.limits.max_context):
+        n_computed = sequence.most_computed
+        if n_computed > min(self.pins.room * PAGE_TOKENS, self.limits.max_context):
+            pinned = f" ({self.pins.n_pages} more are pinned)" if self.pins.n_pages else ""
             raise ValueError(
-                f"{n_computed} tokens do not fit {self.limits.n_pages} KV pages of {PAGE_TOKENS}"
+                f"{n_computed} tokens do not fit {self.pins.room} KV pages of {PAGE_TOKENS}{pinned}"
                 f" and a context of {self.limits.max_context}"
             )
         self.waiting.append(sequence)
@@ -79,6 +89,7 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+        self.pins.drop(sequence)
         self._release(sequence)
 
     def schedule(self) -> Step:
@@ -140,9 +151,16 @@ class Scheduler:
             sequence.prefix = known.prefix
         sequence.known = len(found)
         sequence.computed = len(found) * PAGE_TOKENS
-        if sequence.started is None:
-            sequence.started, sequence.cached = perf_counter(), sequence.computed
+        started = perf_counter()
         sequence.pages.extend(self.pool.take(sequence.pages_missing))
+        if self._store is not None:
+            most = sequence.first_row // PAGE_TOKENS
+            images = self._store.fetch(sequence.tokens, len(found), most)
+            self._store.write(sequence.pages[len(found) : len(found) + len(images)], images)
+            sequence.computed += len(images) * PAGE_TOKENS
+            self.learn(sequence)
+        if sequence.started is None:
+            sequence.started, sequence.cached = started, sequence.computed
         self.running.append(sequence)
         return sequence
 
