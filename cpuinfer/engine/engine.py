@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 
-from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
+from cpuinfer.devices.base import Executable, Limits
 from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
@@ -25,7 +26,7 @@ class Engine:
     ) -> None:
         self.executable = executable
         self.store = store
-        self.scheduler = Scheduler(limits, max_sequences, prefix_caching, store)
+        self.scheduler = Scheduler(limits, max_sequences, prefix_caching, store=store)
 
     @property
     def has_work(self) -> bool:
@@ -33,9 +34,11 @@ class Engine:
         return self.scheduler.has_work
 
     def add(self, request: Request) -> None:
-        """Queue a request made by Bounds, which has checked that it fits."""
-        for sequence in request.sequences:
-            self.scheduler.add(sequence)
+        """Queue a request made by Bounds, which has checked that it fits.
+
+        Raises QueueFull, a ValueError, if as many requests wait as may.
+        """
+        self.scheduler.add(request)
 
     def pin(self, request: Request) -> Pin:
         """Queue a request for one token; when it has ended, the full pages of its prompt stay, until `unpin`.
@@ -46,9 +49,8 @@ class Engine:
         if not scheduler.prefix_caching:
             raise ValueError("pin: prefix_caching is off, so no request would find the pages")
         (sequence,) = request.sequences
-        others = (*scheduler.running, *scheduler.waiting)
-        longest = max((-(-s.most_computed // PAGE_TOKENS) for s in others), default=0)
-        scheduler.add(sequence)
+        longest = scheduler.most_pages
+        scheduler.add(request)
         try:
             return scheduler.pins.add(sequence, longest)
         except ValueError:
@@ -75,16 +77,14 @@ class Engine:
 
         Its pages become free.
         """
+        self._end(self.scheduler.unfinished(request), "abort")
         for sequence in request.sequences:
-            if sequence.finish_reason is None:
-                self.scheduler.remove(sequence)
+            if sequence.finish_reason is None:  # it was never added
                 sequence.finish("abort")
 
     def abort_all(self) -> None:
         """End every unfinished request as abort does."""
-        for sequence in (*self.scheduler.running, *self.scheduler.waiting):
-            self.scheduler.remove(sequence)
-            sequence.finish("abort")
+        self._end(self.scheduler.sequences, "abort")
 
     def close(self) -> None:
         """Keep the known pages where there is a store; warns where that fails. The last call."""
@@ -101,6 +101,7 @@ class Engine:
         committed nothing.
         """
         step = self.scheduler.schedule()
+        step.moves.perform(self.executable.kv)
         logits = self.executable.run(step.batch)
         sampled = sample_step(step.chunks, logits, self.executable.sampler)
         return self._commit(step, sampled)
@@ -108,8 +109,7 @@ class Engine:
     def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
-            sequence.computed += chunk.n_tokens
-            self.scheduler.learn(sequence)
+            self.scheduler.advance(chunk)
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
@@ -120,3 +120,8 @@ class Engine:
                 self.scheduler.pins.keep(sequence)
                 self.scheduler.remove(sequence)
         return [chunk.sequence for chunk in step.chunks]
+
+    def _end(self, sequences: Iterable[Sequence], reason: str) -> None:
+        for sequence in sequences:
+            self.scheduler.remove(sequence)
+            sequence.finish(reason)

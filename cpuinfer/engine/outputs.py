@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +20,10 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """Text of what is still held back."""
+        ...
+
+    def fork(self) -> Detokenizer:
+        """Another that goes on from here by itself."""
         ...
 
 
@@ -39,6 +44,12 @@ class TextStream:
         self._stop = stop
         self._include_stop = include_stop
         self._held = ""
+
+    def fork(self) -> TextStream:
+        """Another that goes on from here by itself."""
+        made = copy(self)
+        made._detokenizer = self._detokenizer and self._detokenizer.fork()
+        return made
 
     def push(self, token: int, search: bool = True) -> str | None:
         """Add a token; returns the stop string that its text completes, if any.

@@ -75,10 +75,6 @@ class PrefixStore:
         self._pages.touch(keys[: len(images)])
         return images
 
-    def write(self, pages: Sequence[int], images: Images) -> None:
-        """Set pages to images."""
-        self._kv.write(pages, images)
-
     def save(self, pool: BlockPool) -> int:
         """Keep all known pages of the pool; returns how many were not kept before. Raises OSError."""
         names = {NO_PREFIX: self._pages.fingerprint}

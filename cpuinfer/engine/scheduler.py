@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
 from time import perf_counter
 
 import numpy as np
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
 from cpuinfer.engine.blocks import NO_PREFIX, BlockPool, Known
+from cpuinfer.engine.groups import Group, common_length
+from cpuinfer.engine.moves import Moves
 from cpuinfer.engine.pins import Pins
 from cpuinfer.engine.prefix_store import PrefixStore
-from cpuinfer.engine.sequence import Sequence
+from cpuinfer.engine.sequence import Request, Sequence, pages_of
+
+_ORDER = attrgetter("order")
+
+
+class QueueFull(ValueError):
+    """As many requests wait as may."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +37,49 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """A step's chunks, and the Batch that says the same to a device."""
+    """A step's chunks, the Batch that says the same to a device, and the moves to perform before."""
 
     chunks: tuple[Chunk, ...]
     batch: Batch
+    moves: Moves
+
+
+@dataclass
+class Counters:
+    """What a scheduler has done so far.
+
+    preemptions: groups that lost their pages. copies: pages copied before they were written. prefix_asked, prefix_hit:
+    prompt tokens of all requests that started, and those of them whose pages were found.
+    """
+
+    preemptions: int = 0
+    copies: int = 0
+    prefix_asked: int = 0
+    prefix_hit: int = 0
 
 
 class Scheduler:
-    """First come, first served, within the limits of a step.
+    """First come, first served, lower priorities before, within the limits of a step.
 
-    - A running sequence holds pages for all its tokens. One that needs a further page takes it; if
-      none is free, the latest of the running sequences gives all of its pages back, waits as the
-      first in the queue, and later computes its tokens anew (to the same keys and values).
-    - The first in the queue is admitted when there are pages for all its tokens and one more for
-      every running sequence, so that it is not sent back at once.
+    - What comes and goes together is a group: the sequences of a request. A running one holds pages for all tokens of
+      its members. If a member needs a further page and none is free, the last of the running groups gives all of its
+      pages back, waits before all new requests, and later computes its tokens anew (to the same keys and values).
+      While such groups wait, nothing new is admitted.
+    - The first in the queue is admitted when there are pages for all its tokens and one more for every running
+      sequence, so that it is not sent back at once; and when not more than max_sequences then run. A larger group
+      runs alone.
     - It starts with the pages, of any sequence that came before, that hold its beginning: of the same
       tokens keys and values have the same bits, whatever step computed them. Full pages are shared,
       and never written again.
+    - Of a group's sequences the first computes what all begin with; then the others share its pages, the last of which
+      may be partly filled. A page that another holds is copied before it is written: the step's moves do it.
     - In a step, sequences that decode take their one token first, then prompts take what is left,
-      in order of arrival.
+      in order.
 
-    No deadlock: the earliest running sequence is never sent back while another runs, and every
-    sequence alone fits the pool (the caller checks that). Sequences that run are always earlier
-    than those that wait.
+    No deadlock: the first of the running groups is never sent back, and every group alone fits the pool (`add` checks
+    it). A request of low priority waits for as long as others come before it.
+
+    A group ends with its last sequence: `remove` each, and its pages are free at once.
     """
 
     def __init__(
@@ -56,119 +87,249 @@ class Scheduler:
         limits: Limits,
         max_sequences: int,
         prefix_caching: bool,
+        max_waiting: int | None = None,
         store: PrefixStore | None = None,
     ) -> None:
         self.limits = limits
         self.max_sequences = max_sequences
+        self.max_waiting = max_waiting
         self.prefix_caching = prefix_caching
         self.pool = BlockPool(limits.n_pages)
         self.pins = Pins(self.pool)
         self._store = store
-        self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.counters = Counters()
+        self.running: list[Group] = []
+        self.preempted: list[Group] = []
+        self.waiting: list[Group] = []
+        self._groups: dict[Sequence, Group] = {}
+        self._requests: dict[Request, Group] = {}
+        self._arrivals = count()
+        self._moves = Moves()
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence runs or waits."""
-        return bool(self.running or self.waiting)
+        return bool(self._groups)
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises ValueError if it could outgrow the pool."""
-        n_computed = sequence.most_computed
-        if n_computed > min(self.pins.room * PAGE_TOKENS, self.limits.max_context):
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All unfinished sequences."""
+        return list(self._groups)
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that the largest of the unfinished groups may need."""
+        return max((group.most_pages for group in self._requests.values()), default=0)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises ValueError if it could outgrow the pool, QueueFull if max_waiting requests wait.
+        """
+        group = Group(request, next(self._arrivals))
+        n_computed, wanted = group.leader.most_computed, group.most_pages
+        if wanted > self.pins.room or n_computed > self.limits.max_context:
             pinned = f" ({self.pins.n_pages} more are pinned)" if self.pins.n_pages else ""
             raise ValueError(
-                f"{n_computed} tokens do not fit {self.pins.room} KV pages of {PAGE_TOKENS}{pinned}"
-                f" and a context of {self.limits.max_context}"
+                f"{group.size} sequences of {n_computed} tokens need {wanted} KV pages of {PAGE_TOKENS} and that"
+                f" context; there are {self.pins.room} pages{pinned} and a context of {self.limits.max_context}"
             )
-        self.waiting.append(sequence)
+        if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
+            raise QueueFull(
+                f"the queue is full: {len(self.waiting)} requests wait, max_waiting is {self.max_waiting};"
+                " try again later or raise max_waiting"
+            )
+        insort(self.waiting, group, key=_ORDER)
+        self._groups.update(dict.fromkeys(group.sequences, group))
+        self._requests[request] = group
+
+    def fork(self, sequence: Sequence, choice: int) -> Sequence:
+        """Another completion that goes on from here, in the same group; both share all pages computed so far.
+
+        choice: what tells its random numbers from the others'. Call it between steps, or when a step has been
+        committed to `sequence` (`advance`) and before the next token is appended: append different ones to both. It
+        takes no page; the next step copies a last page that is partly filled. The request's `width` must say how many
+        sequences there can be at once. A completion that ends is taken out by `remove`.
+        """
+        group = self._groups[sequence]
+        child = sequence.fork(choice)
+        self._share(child, sequence, sequence.computed)
+        group.members.append(child)
+        self._groups[child] = group
+        return child
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is; its pages become free."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)
+        """Take a sequence out: it has ended, or is not wanted any more. Its pages become free."""
         self.pins.drop(sequence)
+        group = self._groups.pop(sequence)
+        if sequence not in group.members:
+            group.unborn.remove(sequence)
+            return
         self._release(sequence)
+        group.members.remove(sequence)
+        if group.members:
+            return
+        queue = self._take_out(group)
+        if group.unborn:  # their leader went before they could share anything
+            group.restart()
+            insort(self.waiting if queue is self.waiting else self.preempted, group, key=_ORDER)
+        else:
+            del self._requests[group.request]
+
+    def unfinished(self, request: Request) -> list[Sequence]:
+        """The unfinished sequences of a request, those it forked included; none if it is not here."""
+        group = self._requests.get(request)
+        return group.sequences if group else []
 
     def schedule(self) -> Step:
-        """The next step.
+        """The next step. Its moves must be performed, once, before it runs.
 
         Of a sequence only what it holds changes, so a step that failed can be scheduled again.
         """
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
         chunks: list[Chunk] = []
-        decoding = [sequence for sequence in self.running if sequence.remaining == 1]
-        prefill = (
-            [sequence for sequence in self.running if sequence.remaining > 1]
-            if len(decoding) < len(self.running)
-            else []
-        )
+        decoding: list[Sequence] = []
+        prefill: list[Sequence] = []
+        for group in self.running:
+            for sequence in group.members:
+                (decoding if sequence.remaining == 1 else prefill).append(sequence)
         for sequence in decoding + prefill:
             if chunk := _chunk(sequence, tokens, rows):
                 chunks.append(chunk)
                 tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
-        while tokens and (found := self._admissible()) is not None:
-            chunk = _chunk(self._admit(found), tokens, rows)
-            if chunk is None:
+        while tokens and (admitted := self._admit()):
+            before = len(chunks)
+            for sequence in admitted.members:
+                if chunk := _chunk(sequence, tokens, rows):
+                    chunks.append(chunk)
+                    tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
+            if len(chunks) == before:
                 break
-            chunks.append(chunk)
-            tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
-        return Step(tuple(chunks), make_batch(chunks))
+        if not chunks:
+            raise ValueError(
+                f"nothing can run: {len(self._groups)} sequences wait, none runs, and of {self.pool.n_pages} KV pages"
+                f" {self.pool.n_free} are free"
+            )
+        return Step(tuple(chunks), make_batch(chunks), self._moves)
+
+    def advance(self, chunk: Chunk) -> None:
+        """A chunk has been computed: others may find the pages that it filled, and siblings start from them."""
+        sequence = chunk.sequence
+        sequence.computed += chunk.n_tokens
+        if self.prefix_caching and (sequence.known + 1) * PAGE_TOKENS <= sequence.computed:
+            self._learn(sequence)
+        group = self._groups[sequence]
+        if group.unborn:
+            self._bear(group)
 
     def _extend(self) -> None:
-        """Give every running sequence pages for its tokens, earliest first, sending back latest."""
+        """Give every running group the pages for its next tokens, first to last, sending back from the end."""
         position = 0
         while position < len(self.running):
-            sequence = self.running[position]
-            missing = sequence.pages_missing
-            while missing > self.pool.n_free and self.running[-1] is not sequence:
-                self._send_back()
-            if missing > self.pool.n_free:
-                self._send_back()
-            elif missing:
-                sequence.pages.extend(self.pool.take(missing))
+            group = self.running[position]
+            wanted = group.pages_missing + group.copies(self.pool)
+            if wanted:
+                while wanted > self.pool.n_free and self.running[-1] is not group:
+                    self._preempt()
+                if wanted > self.pool.n_free:
+                    self._preempt()
+                else:
+                    self._supply(group)
             position += 1
 
-    def _admissible(self) -> list[Known] | None:
-        """What is known of the first in the queue, if it can run now; else None."""
-        if not self.waiting or len(self.running) >= self.max_sequences:
-            return None
-        first, found = self.waiting[0], list[Known]()
-        if self.prefix_caching:
-            found = self.pool.find(first.tokens, first.first_row // PAGE_TOKENS)
-        held = sum(self.pool.holders(known.page) > 0 for known in found)
-        wanted = first.pages_missing - held + len(self.running)
-        return found if wanted <= self.pool.n_free else None
+    def _supply(self, group: Group) -> None:
+        """Pages for all tokens of its members; and one of its own for each that would write to a shared one."""
+        for member in group.members:
+            if member.computed % PAGE_TOKENS and self.pool.holders(member.written_page) > 1:
+                (page,) = self.pool.take(1)
+                self._moves.copy(member.written_page, page)
+                self.pool.release(member.written_page)
+                member.pages[member.computed // PAGE_TOKENS] = page
+                self.counters.copies += 1
+            if missing := member.pages_missing:
+                member.pages.extend(self.pool.take(missing))
 
-    def _admit(self, found: list[Known]) -> Sequence:
-        sequence = self.waiting.popleft()
+    def _admit(self) -> Group | None:
+        """The first in the queue, admitted, if it can run now."""
+        queue = self.preempted or self.waiting
+        if not queue:
+            return None
+        group = queue[0]
+        running = sum(other.size for other in self.running)
+        if running and running + group.size > self.max_sequences:
+            return None
+        leader, found = group.leader, list[Known]()
+        if self.prefix_caching:
+            found = self.pool.find(leader.tokens, leader.first_row // PAGE_TOKENS)
+        held = sum(self.pool.holders(known.page) > 0 for known in found)
+        wanted = group.pages_missing + group.pages_unborn - held
+        soon = sum(len(other.members) + other.pages_unborn for other in self.running)
+        if wanted + soon > self.pool.n_free:
+            return None
+        del queue[0]
+        insort(self.running, group, key=_ORDER)
+        started = perf_counter()
+        self._hold(leader, found)
+        self._supply(group)
+        if self._store is not None:
+            self._load(leader, self._store)
+        if leader.started is None:
+            leader.started, leader.cached = started, leader.computed
+            self.counters.prefix_asked += leader.n_prompt
+            self.counters.prefix_hit += leader.computed
+        return group
+
+    def _load(self, sequence: Sequence, store: PrefixStore) -> None:
+        """Take the pages that come after the known ones from the store, as far as it has them."""
+        first = sequence.known
+        images = store.fetch(sequence.tokens, first, sequence.first_row // PAGE_TOKENS)
+        self._moves.write(sequence.pages[first : first + len(images)], images)
+        sequence.computed += len(images) * PAGE_TOKENS
+        self._learn(sequence)
+
+    def _bear(self, group: Group) -> None:
+        """Let those of the unborn share the leader's pages that it has computed all of that it has in common with."""
+        leader, unborn = group.leader, group.unborn
+        for child in unborn.copy():
+            common = common_length(leader.tokens, child.tokens, child.first_row)
+            if common > leader.computed:
+                continue
+            found = list[Known]()
+            if self.prefix_caching and child.first_row - common >= PAGE_TOKENS:
+                found = self.pool.find(child.tokens, child.first_row // PAGE_TOKENS)
+            if len(found) * PAGE_TOKENS > common:
+                self._hold(child, found)
+            else:
+                self._share(child, leader, common)
+            if child.started is None:
+                child.started, child.cached = perf_counter(), child.computed
+            unborn.remove(child)
+            group.members.append(child)
+
+    def _hold(self, sequence: Sequence, found: Iterable[Known]) -> None:
+        """Begin a sequence without pages with known ones."""
         for known in found:
             self.pool.share(known.page)
             sequence.pages.append(known.page)
             sequence.prefix = known.prefix
-        sequence.known = len(found)
-        sequence.computed = len(found) * PAGE_TOKENS
-        started = perf_counter()
-        sequence.pages.extend(self.pool.take(sequence.pages_missing))
-        if self._store is not None:
-            most = sequence.first_row // PAGE_TOKENS
-            images = self._store.fetch(sequence.tokens, len(found), most)
-            self._store.write(sequence.pages[len(found) : len(found) + len(images)], images)
-            sequence.computed += len(images) * PAGE_TOKENS
-            self.learn(sequence)
-        if sequence.started is None:
-            sequence.started, sequence.cached = started, sequence.computed
-        self.running.append(sequence)
-        return sequence
+        sequence.known = len(sequence.pages)
+        sequence.computed = len(sequence.pages) * PAGE_TOKENS
 
-    def learn(self, sequence: Sequence) -> None:
+    def _share(self, child: Sequence, parent: Sequence, n_tokens: int) -> None:
+        """Begin a sequence without pages with the parent's for the first n_tokens tokens."""
+        child.pages.extend(parent.pages[: pages_of(n_tokens)])
+        for page in child.pages:
+            self.pool.share(page)
+        child.computed = n_tokens
+        if parent.known * PAGE_TOKENS <= n_tokens:
+            child.known, child.prefix = parent.known, parent.prefix
+
+    def _learn(self, sequence: Sequence) -> None:
         """Let others find the pages that a sequence has filled. Where one is known already, that one
         is held from now on, and the sequence's own is free.
         """
-        while self.prefix_caching and (sequence.known + 1) * PAGE_TOKENS <= sequence.computed:
+        while (sequence.known + 1) * PAGE_TOKENS <= sequence.computed:
             begin, page = sequence.known * PAGE_TOKENS, sequence.pages[sequence.known]
             tokens = sequence.tokens[begin : begin + PAGE_TOKENS]
             known = self.pool.learn(sequence.prefix, tokens, page)
@@ -178,10 +339,22 @@ class Scheduler:
                 sequence.pages[sequence.known] = known.page
             sequence.known, sequence.prefix = sequence.known + 1, known.prefix
 
-    def _send_back(self) -> None:
-        sequence = self.running.pop()
-        self._release(sequence)
-        self.waiting.appendleft(sequence)
+    def _preempt(self) -> None:
+        group = self.running.pop()
+        for member in reversed(group.members):
+            self._release(member)
+        group.restart()
+        insort(self.preempted, group, key=_ORDER)
+        self.counters.preemptions += 1
+
+    def _take_out(self, group: Group) -> list[Group]:
+        """Take a group out of the queue that it is in, and return that."""
+        for queue in (self.running, self.preempted, self.waiting):
+            at = bisect_left(queue, group.order, key=_ORDER)
+            if at < len(queue) and queue[at] is group:
+                del queue[at]
+                return queue
+        raise ValueError(f"the group {group.order} is in no queue")
 
     def _release(self, sequence: Sequence) -> None:
         # Last page first: the next sequence starts with this one's first, memory in use, and a known

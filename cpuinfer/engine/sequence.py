@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -22,6 +22,22 @@ from cpuinfer.engine.sampler import TokenLogprob
 TokenLogprobs = tuple[TokenLogprob, ...]
 
 
+def pages_of(n_tokens: int) -> int:
+    """Pages that hold so many tokens of one sequence."""
+    return -(-n_tokens // PAGE_TOKENS)
+
+
+def shared_pages(n_prompt: int) -> int:
+    """Pages that all sequences of one prompt share from beginning to end: each computes the prompt's last token."""
+    return (n_prompt - 1) // PAGE_TOKENS
+
+
+def most_pages(n_prompt: int, n_tokens: int, width: int) -> int:
+    """Most pages that `width` sequences of one prompt hold together, of at most n_tokens computed tokens each."""
+    shared = shared_pages(n_prompt)
+    return shared + width * (pages_of(n_tokens) - shared)
+
+
 @dataclass(eq=False)
 class Sequence:
     """One completion on its way.
@@ -29,9 +45,10 @@ class Sequence:
     tokens: prompt, then generated. limit: most tokens, prompt included. end_ids: tokens that end
     it. computed: tokens whose keys and values are in `pages` (int32 page numbers, one per 16
     positions), of which the first `known` are in the pool's index as the prefix of number `prefix`.
-    cached: prompt tokens that were found there instead of being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a sequence
-    that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the logits, None
-    where they stay as they are.
+    cached: prompt tokens that were found there, or shared with another completion, instead of
+    being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a
+    sequence that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the
+    logits, None where they stay as they are.
     """
 
     params: SamplingParams
@@ -86,6 +103,11 @@ class Sequence:
         return -(-len(self.tokens) // PAGE_TOKENS) - len(self.pages)
 
     @property
+    def written_page(self) -> int:
+        """The page that the next token's keys and values go to. It must be held: `computed` is inside of it."""
+        return self.pages[self.computed // PAGE_TOKENS]
+
+    @property
     def first_row(self) -> int:
         """The first position whose logits are still wanted; those of all later ones are, too."""
         if self.logits is not None:
@@ -93,6 +115,21 @@ class Sequence:
         if self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.n_prompt:
             return len(self.prompt_logprobs) - 1
         return len(self.tokens) - 1
+
+    def fork(self, choice: int) -> Sequence:
+        """Another completion with the same text so far, and no pages. Scheduler.fork shares those."""
+        return replace(
+            self,
+            choice=choice,
+            tokens=self.tokens.copy(),
+            stream=self.stream.fork(),
+            prompt_logprobs=None,
+            logprobs=self.logprobs.copy(),
+            pages=array("i"),
+            computed=0,
+            known=0,
+            prefix=NO_PREFIX,
+        )
 
     def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take a sampled token, with its text, and end where it, its text or the limit says so."""
@@ -124,11 +161,18 @@ class Sequence:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt's sequences: one per completion."""
+    """A prompt's sequences: one per completion, all of the same prompt.
+
+    priority: lower ones come first. timeout_s: seconds from `created` until what is unfinished ends with
+    finish_reason "timeout"; None: never. width: most sequences at once where they fork while they run; None: those here.
+    """
 
     request_id: str
     sequences: tuple[Sequence, ...]
     created: float = field(default_factory=perf_counter)
+    priority: int = 0
+    timeout_s: float | None = None
+    width: int | None = None
 
     @property
     def done(self) -> bool:
@@ -183,12 +227,15 @@ class Bounds:
         prompt: list[int],
         params: SamplingParams,
         detokenizer: Callable[[], Detokenizer] | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Request:
-        """A request for params.n completions; `detokenizer` makes one for each.
+        """A request for params.n completions; `detokenizer` makes one for each. priority, timeout_s: Request's.
 
-        Raises ValueError if the prompt does not fit, or a token that params name is outside the
-        vocabulary.
+        Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
+        name is outside the vocabulary, or if priority or timeout_s are no such numbers.
         """
+        _check_schedule(priority, timeout_s)
         self.check_prompt(prompt, room=1)
         for name, ids in (
             ("stop_token_ids", params.stop_ids),
@@ -202,7 +249,8 @@ class Bounds:
             raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        limit = min(len(prompt) + wanted, self.max_context, self.kv_tokens + 1)
+        room = self._room(len(prompt), params.n) + 1
+        limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
 
@@ -221,7 +269,23 @@ class Bounds:
                 prompt_logprobs=[None] if wants_prompt else None,
             )
 
-        return Request(request_id, tuple(sequence(choice) for choice in range(params.n)))
+        sequences = tuple(sequence(choice) for choice in range(params.n))
+        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s)
+
+    def _room(self, n_prompt: int, width: int) -> int:
+        """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.
+
+        Raises ValueError if not even the prompt and a page of each its own do.
+        """
+        pages = self.kv_tokens // PAGE_TOKENS
+        wanted = most_pages(n_prompt, n_prompt, width)
+        if wanted > pages:
+            raise ValueError(
+                f"n: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
+                f" tokens, there are {pages}; lower n, shorten the prompt or raise kv_memory_bytes"
+            )
+        shared = shared_pages(n_prompt)
+        return (shared + (pages - shared) // width) * PAGE_TOKENS
 
     def scoring_request(self, request_id: str, prompt: list[int]) -> Request:
         """A request for the logits of every token of the prompt.
@@ -237,3 +301,10 @@ class Bounds:
             request_id,
             (Sequence(params, list(prompt), n, n, frozenset(), 0, 0, stream, logits=logits),),
         )
+
+
+def _check_schedule(priority: int, timeout_s: float | None) -> None:
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise ValueError(f"priority: expected an integer, lower ones come first; got {priority!r}")
+    if timeout_s is not None and not (isinstance(timeout_s, (int, float)) and timeout_s >= 0):
+        raise ValueError(f"timeout_s: expected seconds >= 0 or None, got {timeout_s!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from copy import copy
 
 from cpuinfer.text.tokenizer import Tokenizer
 
@@ -39,3 +40,9 @@ class Detokenizer:
     def flush(self) -> str:
         """The text still held back, incomplete characters as U+FFFD. Afterwards the stream may go on."""
         return self._decoder.decode(b"", final=True)
+
+    def fork(self) -> Detokenizer:
+        """Another that goes on from here by itself."""
+        made = copy(self)
+        made._decoder = copy(self._decoder)
+        return made

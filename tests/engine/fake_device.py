@@ -81,3 +81,6 @@ class FakeDetokenizer:
 
     def flush(self) -> str:
         return ""
+
+    def fork(self) -> FakeDetokenizer:
+        return self
