@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from queue import SimpleQueue
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,17 +20,18 @@ from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.outputs import CompletionOutput, Logprob, RequestOutput, StreamChunk
+from cpuinfer.engine.outputs import RequestOutput, StreamChunk
 from cpuinfer.engine.pins import Pin
-from cpuinfer.engine.sequence import Bounds, Request, TokenLogprobs
-from cpuinfer.engine.sequence import Sequence as EngineSequence
-from cpuinfer.engine.timings import timings
+from cpuinfer.engine.results import Reader, request_output
+from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
+from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
 from cpuinfer.prefixes import open_prefix_store
 
 if TYPE_CHECKING:
     from cpuinfer.devices.meter import Meter
+    from cpuinfer.engine.metrics import Metrics
     from cpuinfer.machine.roofline import Stats
     from cpuinfer.text.chat import ChatTemplate
 
@@ -40,11 +41,12 @@ Message = Mapping[str, Any]
 
 
 class LLM:
-    """A model and the engine that runs it; from any thread: requests of many threads share steps.
+    """A model and the engine that runs it, on a thread of its own: requests of any threads share steps.
 
     model: an alias ("smollm2-135m"), a path to a GGUF or packed file, or "hf:owner/repo/file.gguf".
     The keyword arguments are EngineConfig's. Raises ValueError for a model or an option that is not
-    supported, FileNotFoundError for a model that is not there.
+    supported, FileNotFoundError for a model that is not there. Every method that asks the engine raises RuntimeError
+    when the LLM is closed, or in a forked child, and whatever a step raised that the request took part in.
 
     >>> llm = LLM("smollm2-135m")
     >>> llm.generate("The capital of France is", SamplingParams(max_tokens=8))[0].outputs[0].text
@@ -89,19 +91,19 @@ class LLM:
             DEFAULT_MAX_TOKENS,
         )
         self._meter = open_meter(self.executable) if config.stats else None
-        self._engine = Engine(
+        store = open_prefix_store(
+            config, self.program, packed.path, self.device.name, self.executable.kv
+        )
+        engine = Engine(
             self._meter or self.executable,
             self.limits,
             config.max_sequences,
             config.prefix_caching,
-            open_prefix_store(
-                config, self.program, packed.path, self.device.name, self.executable.kv
-            ),
+            store,
         )
         self._template: ChatTemplate | None = None
-        self._lock = threading.Lock()
         self._numbers = count()
-        self._closed = False
+        self._runner = EngineThread(engine, self._meter)
         self.load_s = perf_counter() - begin
 
     def generate(
@@ -135,8 +137,8 @@ class LLM:
 
         Raises ValueError as generate does.
         """
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        request = self._request(self._chat_ids(text), params or SamplingParams())
+        ids, text = self._chat_prompt(messages)
+        request = self._request(ids, params or SamplingParams())
         self._run([request])
         return self._output(request, text)
 
@@ -146,17 +148,15 @@ class LLM:
 
         Raises ValueError, at once, as generate does, and for params.n above 1.
         """
-        params = params or SamplingParams()
-        if params.n > 1:
-            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
-        return self._stream(self._request(prompt, params))
+        text = prompt if isinstance(prompt, str) else None
+        return self._begin_stream(prompt, text, params or SamplingParams())
 
     def stream_chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None
     ) -> Iterator[StreamChunk]:
         """`stream` of the answer to a conversation."""
-        text = self.chat_template.render(messages, add_generation_prompt=True)
-        return self.stream(self._chat_ids(text), params)
+        ids, text = self._chat_prompt(messages)
+        return self._begin_stream(ids, text, params or SamplingParams())
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every token's successor. Raises ValueError if the tokens do not fit."""
@@ -166,41 +166,6 @@ class LLM:
         if logits is None or request.sequences[0].finish_reason == "abort":
             raise RuntimeError("the request was aborted: a step that it shared failed")
         return logits
-
-    def pin(self, prompt: Prompt | Sequence[Message]) -> Pin:
-        """Compute a prompt that many requests begin with (text, token ids, or the first messages of a chat), and keep
-        its full KV pages until `unpin`: they are never given to other requests, nor computed again.
-
-        They count in the KV budget: a request must fit into what pins leave. Raises ValueError where the prompt or
-        what is in flight would not.
-        """
-        request = self._request(
-            self._pinned_prompt(prompt), SamplingParams(max_tokens=1, temperature=0)
-        )
-        with self._lock:
-            self._check_open()
-            pin = self._engine.pin(request)
-            self._set_room()
-        try:
-            self._finish([request])
-        finally:
-            with self._lock:
-                self._set_room()
-        if not pin.pages:
-            raise RuntimeError("the prompt was not pinned: a step that it shared failed")
-        return pin
-
-    def unpin(self, pin: Pin) -> None:
-        """Let go of a pinned prompt's pages: they stay until needed. Raises ValueError if it is not pinned."""
-        with self._lock:
-            self._engine.unpin(pin)
-            self._set_room()
-
-    def save_prefixes(self) -> int:
-        """Write the known KV pages that EngineConfig.prefix_store does not have, as `close` does; returns their number.
-        Raises ValueError where there is no store, OSError where it can't be written."""
-        with self._lock:
-            return self._engine.save_prefixes()
 
     def stats(self, reset: bool = False) -> Stats:
         """What each kind of op did in all steps so far, beside what this machine can do: machine.roofline.Stats.
@@ -223,11 +188,65 @@ class LLM:
             raise ValueError("stats: nothing was measured; make the LLM with stats=True")
         device: Any = self.device
         found = ceilings(load(device.level), load(best().level.name), device.level, device.threads)
-        with self._lock:
+
+        def read() -> Stats:
             stats = meter.stats(found)
             if reset:
                 meter.clear()
-        return stats
+            return stats
+
+        return self._runner.call(read)
+
+    def pin(self, prompt: Prompt | Sequence[Message]) -> Pin:
+        """Compute a prompt that many requests begin with (text, token ids, or the first messages of a chat), and keep
+        its full KV pages until `unpin`: they are never given to other requests, nor computed again.
+
+        They count in the KV budget: a request must fit into what pins leave. Raises ValueError where the prompt does
+        not fit so, or what is in flight would not.
+        """
+        first: Prompt
+        if isinstance(prompt, str):
+            first = prompt
+        elif messages := [item for item in prompt if isinstance(item, Mapping)]:
+            first, _ = self._chat_prompt(messages, add_generation_prompt=False)
+        else:
+            first = [item for item in prompt if not isinstance(item, Mapping)]
+        request = self._request(first, SamplingParams(max_tokens=1, temperature=0))
+        pin = self._runner.call(partial(self._runner.engine.pin, request))
+        try:
+            self._set_room()
+            self._run([request])
+        finally:
+            if not pin.pages:
+                self.unpin(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of a pinned prompt's pages: they stay until they are needed. Nothing if that was done before."""
+        self._runner.call(partial(self._runner.engine.unpin, pin))
+        self._set_room()
+
+    def save_prefixes(self) -> int:
+        """Write the known KV pages that EngineConfig.prefix_store does not have, as `close` does; returns their number.
+
+        Raises ValueError where there is no store, OSError where it can't be written.
+        """
+        return self._runner.call(self._runner.engine.save_prefixes)
+
+    def _set_room(self) -> None:
+        def read() -> None:
+            pins = self._runner.engine.scheduler.pins
+            room, pinned = pins.room * PAGE_TOKENS, pins.n_pages * PAGE_TOKENS
+            self._bounds = replace(self._bounds, kv_tokens=room, pinned_tokens=pinned)
+
+        self._runner.call(read)
+
+    def metrics(self) -> Metrics:
+        """The engine as it is between two steps: requests, KV pages, tokens, latencies; from any thread, also when closed.
+
+        >>> llm.metrics().prometheus(model_name="smollm2-135m")
+        """
+        return self._runner.metrics()
 
     @property
     def chat_template(self) -> ChatTemplate:
@@ -239,12 +258,12 @@ class LLM:
         return self._template
 
     def close(self) -> None:
-        """End all requests and keep prefixes in the prefix_store, if any; later requests raise RuntimeError."""
-        with self._lock:
-            self._engine.abort_all()
-            if not self._closed:
-                self._engine.close()
-            self._closed = True
+        """End all requests with finish_reason "abort", and the engine's thread; later requests raise RuntimeError.
+        Known prefixes are kept where there is a prefix_store.
+
+        Memory goes with the last reference to the LLM. So does the thread, where nobody closes the LLM.
+        """
+        self._runner.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -257,20 +276,26 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_ids(self, text: str) -> list[int]:
+    def _chat_prompt(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> tuple[list[int], str]:
+        self._runner.check()
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
         # The template writes the begin token itself.
-        ids: list[int] = self.tokenizer.encode(text, add_special=False, parse_special=True)
-        return ids
+        return self.tokenizer.encode(text, add_special=False, parse_special=True), text
 
     def _next_id(self) -> str:
         return str(next(self._numbers))
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
+    ) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
+        self._runner.check()
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         return self._bounds.request(
-            self._next_id(),
+            request_id or self._next_id(),
             ids,
             params,
             lambda: Detokenizer(
@@ -278,142 +303,54 @@ class LLM:
             ),
         )
 
-    def _pinned_prompt(self, prompt: Prompt | Sequence[Message]) -> Prompt:
-        if isinstance(prompt, str):
-            return prompt
-        messages = [item for item in prompt if isinstance(item, Mapping)]
-        if messages:
-            return self._chat_ids(self.chat_template.render(messages, add_generation_prompt=False))
-        return [item for item in prompt if not isinstance(item, Mapping)]
-
-    def _set_room(self) -> None:
-        pins, n = self._engine.scheduler.pins, PAGE_TOKENS
-        self._bounds = replace(
-            self._bounds, kv_tokens=pins.room * n, pinned_tokens=pins.n_pages * n
-        )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("this LLM is closed")
-
-    def _add(self, requests: Sequence[Request]) -> None:
-        with self._lock:
-            self._check_open()
-            for request in requests:
-                self._engine.add(request)
-
-    def _step(self, done: Callable[[], bool]) -> None:
-        """Run one step for everybody, unless another thread's step has done what was waited for."""
-        with self._lock:
-            if done():
-                return
-            begin = perf_counter()
-            try:
-                self._engine.step()
-                if self._meter is not None:
-                    self._meter.end_step(perf_counter() - begin)
-            except Exception:
-                # The step would fail again: end what shares it, so that other threads do not wait
-                # for ever.
-                self._engine.abort_all()
-                raise
-
-    def _abort(self, requests: Sequence[Request]) -> None:
-        with self._lock:
-            for request in requests:
-                self._engine.abort(request)
-
     def _run(
         self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
     ) -> None:
-        """Run until all are done; whatever interrupts it, none of them stays in the engine."""
+        """Wait until all are done; whatever interrupts it, none of them stays in the engine."""
+        mailbox: SimpleQueue[Ticket] = SimpleQueue()
+        tickets = [Ticket(request, mailbox) for request in requests]
         try:
-            self._add(requests)
-        except BaseException:
-            self._abort(requests)
-            raise
-        self._finish(requests, progress)
-
-    def _finish(
-        self, requests: Sequence[Request], progress: Callable[[int, int], None] | None = None
-    ) -> None:
-        pending = list(requests)
-        try:
-            while pending:
-                self._step(partial(_any_done, pending))
-                left = [request for request in pending if not request.done]
-                if progress and len(left) < len(pending):
-                    progress(len(requests) - len(left), len(requests))
-                pending = left
+            self._runner.submit(tickets)
+            for n in range(1, len(tickets) + 1):
+                error = next_ticket(mailbox).error
+                if error is not None:
+                    raise error
+                if progress:
+                    progress(n, len(tickets))
         finally:
-            self._abort(requests)
+            if left := [ticket for ticket in tickets if not ticket.done]:
+                self._runner.abort(left)
 
-    def _stream(self, request: Request) -> Iterator[StreamChunk]:
-        (sequence,) = request.sequences
-        tokens, characters = sequence.n_prompt, 0
+    def _begin_stream(
+        self, prompt: Prompt, text: str | None, params: SamplingParams
+    ) -> Iterator[StreamChunk]:
+        if params.n > 1:
+            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
+        return self._stream(self._request(prompt, params), text)
 
-        def has_news() -> bool:
-            return len(sequence.tokens) > tokens or sequence.finish_reason is not None
-
+    def _stream(self, request: Request, prompt: str | None) -> Iterator[StreamChunk]:
+        mailbox: SimpleQueue[Ticket] = SimpleQueue()
+        ticket = Ticket(request, mailbox, follows=True)
+        reader = Reader(ticket)
+        whole = partial(self._output, request, prompt)
         try:
-            self._add([request])
-            while True:
-                self._step(has_news)
-                with self._lock:
-                    if not has_news():
-                        continue
-                    chunk = StreamChunk(
-                        sequence.stream.text[characters:],
-                        sequence.tokens[tokens:],
-                        sequence.finish_reason,
-                        sequence.stop_reason,
-                    )
-                    tokens, characters = len(sequence.tokens), len(sequence.stream.text)
-                yield chunk
-                if chunk.finish_reason is not None:
-                    return
+            self._runner.submit([ticket])
+            ended = False
+            while not ended:
+                self._runner.check_fork()
+                next_ticket(mailbox)
+                for chunk in reader.chunks(whole):
+                    ended = chunk.output is not None
+                    yield chunk
         finally:
-            self._abort([request])
+            if not ticket.done:
+                self._runner.abort([ticket])
 
     def _output(self, request: Request, prompt: str | None) -> RequestOutput:
-        first = request.sequences[0]
-        prompt_logprobs = first.prompt_logprobs
-        return RequestOutput(
-            request_id=request.request_id,
-            prompt=prompt,
-            prompt_token_ids=first.prompt,
-            prompt_logprobs=None
-            if prompt_logprobs is None
-            else [self._logprobs(entry) if entry else None for entry in prompt_logprobs],
-            outputs=[self._completion(sequence) for sequence in request.sequences],
-            num_cached_tokens=first.cached,
-            seed=first.seed,
-            timings=timings(request, self.load_s),
-        )
+        return request_output(request, prompt, self.load_s, self._token_text)
 
-    def _completion(self, sequence: EngineSequence) -> CompletionOutput:
-        listed = sequence.logprobs if sequence.params.logprobs is not None else None
-        return CompletionOutput(
-            index=sequence.choice,
-            text=sequence.stream.text,
-            token_ids=sequence.generated,
-            logprobs=None if listed is None else [self._logprobs(entry) for entry in listed],
-            cumulative_logprob=None if listed is None else sum(e[0].logprob for e in listed),
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-        )
-
-    def _logprobs(self, entries: TokenLogprobs) -> dict[int, Logprob]:
-        return {
-            e.token: Logprob(
-                e.logprob, e.rank, self.tokenizer.decode([e.token], skip_special=False)
-            )
-            for e in entries
-        }
-
-
-def _any_done(requests: Sequence[Request]) -> bool:
-    return any(request.done for request in requests)
+    def _token_text(self, token: int) -> str:
+        return self.tokenizer.decode([token], skip_special=False)
 
 
 def open_meter(executable: Executable) -> Meter:

@@ -41,24 +41,17 @@ class Engine:
         self.scheduler.add(request)
 
     def pin(self, request: Request) -> Pin:
-        """Queue a request for one token; when it has ended, the full pages of its prompt stay, until `unpin`.
+        """Have the full pages of a request's prompt stay when it has ended, until `unpin`; call it before `add`.
 
         Raises ValueError where they do not fit beside what is pinned and what is in flight.
         """
-        scheduler = self.scheduler
-        if not scheduler.prefix_caching:
+        if not self.scheduler.prefix_caching:
             raise ValueError("pin: prefix_caching is off, so no request would find the pages")
         (sequence,) = request.sequences
-        longest = scheduler.most_pages
-        scheduler.add(request)
-        try:
-            return scheduler.pins.add(sequence, longest)
-        except ValueError:
-            scheduler.remove(sequence)
-            raise
+        return self.scheduler.pins.add(sequence, self.scheduler.most_pages)
 
     def unpin(self, pin: Pin) -> None:
-        """Let go of a pin's pages. Raises ValueError if it is not pinned."""
+        """Let go of a pin's pages, or of what is reserved for it. It may have been let go of before."""
         self.scheduler.pins.remove(pin)
 
     def save_prefixes(self) -> int:

@@ -159,9 +159,13 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class StreamChunk:
-    """What a stream adds: text (perhaps none yet) and tokens; in the last, why it ended."""
+    """What a stream adds to completion `index`: text (perhaps none yet) and tokens, several where the reader is slower
+    than the engine; in the completion's last chunk, why it ended; in the request's last chunk, all of it.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    index: int = 0
+    output: RequestOutput | None = None

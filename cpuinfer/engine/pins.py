@@ -40,8 +40,13 @@ class Pins:
         """Pages that they leave."""
         return self._pool.n_pages - self.n_pages
 
+    def room_for(self, sequence: Sequence) -> int:
+        """Pages that they leave to a sequence, those reserved for its own prompt included."""
+        pin = self._coming.get(sequence)
+        return self.room + (pin.n_pages if pin else 0)
+
     def add(self, sequence: Sequence, longest: int) -> Pin:
-        """Reserve pages for the prompt of a sequence that fits; `keep` takes them over when it has computed them.
+        """Reserve pages for the prompt of a sequence to come; `keep` takes them over when it has computed them.
 
         longest: pages that the longest other sequence in flight may need. Raises ValueError where fewer would be left,
         or none, or where the prompt fills no page.
@@ -71,15 +76,12 @@ class Pins:
             self._held.add(pin)
 
     def drop(self, sequence: Sequence) -> None:
-        """Give up a reservation, if the sequence has one: it ended before its prompt was computed."""
+        """Give up a sequence's reservation, if it has one: it ended before its prompt was computed."""
         self._coming.pop(sequence, None)
 
     def remove(self, pin: Pin) -> None:
-        """Let go of a pin's pages; they stay known until they are needed. Raises ValueError if it holds none."""
-        if pin not in self._held:
-            raise ValueError(
-                f"unpin: {pin.n_tokens} tokens that are not pinned here, or not any more"
-            )
-        self._held.remove(pin)
+        """Let go of a pin's pages, which stay known until they are needed, or of its reservation."""
+        self._coming = {s: coming for s, coming in self._coming.items() if coming is not pin}
+        self._held.discard(pin)
         while pin.pages:
             self._pool.release(pin.pages.pop())

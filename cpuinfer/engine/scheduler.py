@@ -128,11 +128,12 @@ class Scheduler:
         """
         group = Group(request, next(self._arrivals))
         n_computed, wanted = group.leader.most_computed, group.most_pages
-        if wanted > self.pins.room or n_computed > self.limits.max_context:
+        room = self.pins.room_for(group.leader)
+        if wanted > room or n_computed > self.limits.max_context:
             pinned = f" ({self.pins.n_pages} more are pinned)" if self.pins.n_pages else ""
             raise ValueError(
                 f"{group.size} sequences of {n_computed} tokens need {wanted} KV pages of {PAGE_TOKENS} and that"
-                f" context; there are {self.pins.room} pages{pinned} and a context of {self.limits.max_context}"
+                f" context; there are {room} pages{pinned} and a context of {self.limits.max_context}"
             )
         if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
             raise QueueFull(

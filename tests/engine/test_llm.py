@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stepping import idle, stepping
 
 from cpuinfer import LLM, SamplingParams
 from cpuinfer.engine.outputs import RequestOutput
@@ -33,12 +34,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", params=["reference", "native"])
 def llm(request: pytest.FixtureRequest, cache: None, tiny_model: Path) -> LLM:
     return LLM(tiny_model, device=request.param, token_budget=24, max_sequences=3)
-
-
-def idle(llm: LLM) -> bool:
-    """Whether no request is in flight and every page is free."""
-    scheduler = llm._engine.scheduler
-    return not scheduler.has_work and scheduler.pool.n_free == scheduler.pool.n_pages
 
 
 def test_greedy_follows_the_logits(llm: LLM) -> None:
@@ -136,7 +131,29 @@ def test_a_stream_is_generate_in_pieces(llm: LLM) -> None:
     assert "".join(chunk.text for chunk in chunks) == output.outputs[0].text
     assert [t for chunk in chunks for t in chunk.token_ids] == output.outputs[0].token_ids
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
-    assert len(chunks) == 12
+    whole = chunks[-1].output
+    assert whole is not None and (whole.prompt, whole.outputs) == ("hello", output.outputs)
+    assert all(chunk.output is None for chunk in chunks[:-1])
+
+
+def test_a_reader_in_time_gets_every_token_by_itself(llm: LLM) -> None:
+    with stepping(llm) as steps:
+        stream = llm.stream("hello", SAMPLED)
+        for _ in range(12):
+            steps.permit()
+            assert len(next(stream).token_ids) == 1
+
+
+def test_what_a_slow_reader_missed_is_one_chunk(llm: LLM) -> None:
+    stream = llm.stream("hello", SAMPLED)
+    first = next(stream)
+    while not idle(llm):
+        pass
+    rest = list(stream)
+    assert len(rest) <= 2  # news that was there while it read the first may come alone
+    (output,) = llm.generate("hello", SAMPLED)
+    tokens = [token for chunk in (first, *rest) for token in chunk.token_ids]
+    assert tokens == output.outputs[0].token_ids
 
 
 def test_a_stream_checks_at_once(llm: LLM) -> None:
@@ -146,17 +163,19 @@ def test_a_stream_checks_at_once(llm: LLM) -> None:
         llm.stream("hello", SamplingParams(n=2))
 
 
-def test_an_abandoned_stream_frees_its_pages(llm: LLM) -> None:
-    stream = llm.stream("hello", SAMPLED)
-    next(stream)
-    assert not idle(llm)
-    stream.close()  # type: ignore[attr-defined]
-    assert idle(llm)
-    for chunk in llm.stream("hello", SAMPLED):
-        if chunk.token_ids:
-            break
-    del chunk
-    assert idle(llm)
+@pytest.mark.parametrize("drop", [False, True])
+def test_an_abandoned_stream_frees_its_pages_within_a_step(llm: LLM, drop: bool) -> None:
+    with stepping(llm) as steps:
+        stream = llm.stream("hello", SAMPLED)
+        steps.permit()
+        next(stream)
+        if drop:
+            del stream
+        else:
+            stream.close()  # type: ignore[attr-defined]
+        steps.permit()  # for the step that may have begun
+        assert idle(llm)
+        assert steps.n_run <= 2
 
 
 def test_chat_is_the_template_and_generate(llm: LLM) -> None:
@@ -190,18 +209,33 @@ def test_many_threads(llm: LLM) -> None:
     assert idle(llm)
 
 
-def test_a_failing_device_ends_every_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = llm.stream("hello", SAMPLED)
-    next(stream)
+def test_a_failing_step_ends_those_who_share_it_with_the_error(llm: LLM) -> None:
+    raised: list[Exception] = []
 
-    def fail(batch: object) -> None:
-        raise OSError("broken")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.executable, "run", fail)
-        with pytest.raises(OSError, match="broken"):
+    def generate() -> None:
+        try:
             llm.generate("hello", SAMPLED)
-    assert [chunk.finish_reason for chunk in stream] == ["abort"]
+        except OSError as error:
+            raised.append(error)
+
+    with stepping(llm) as steps:
+        stream = llm.stream("hello", SAMPLED)
+        steps.permit()
+        next(stream)
+        steps.wait_begun()
+        steps.wait_begun()
+        thread = threading.Thread(target=generate)
+        thread.start()
+        while llm._runner._core.inbox.empty():
+            pass
+        steps.permit()
+        steps.wait_begun()  # one that both share
+        steps.error = OSError("broken")
+        steps.permit()
+        with pytest.raises(OSError, match="broken"):
+            list(stream)
+        thread.join(60)
+        assert raised == [steps.error]
     assert idle(llm)
     assert llm.generate("hello", SAMPLED)[0].outputs[0].finish_reason == "length"
 
@@ -236,13 +270,21 @@ def test_stop_strings_and_tokens(llm: LLM) -> None:
 
 
 def test_a_closed_llm_says_so(cache: None, tiny_model: Path) -> None:
-    with LLM(tiny_model, device="reference", max_context=64) as llm:
+    with LLM(tiny_model, device="reference", max_context=64) as llm, stepping(llm) as steps:
         assert llm.limits.max_context == 64
         stream = llm.stream("hello", GREEDY)
+        steps.permit()
         next(stream)
-    assert [chunk.finish_reason for chunk in stream] == ["abort"]
+        closer = threading.Thread(target=llm.close)
+        closer.start()
+        while not llm._runner._core.closed:
+            pass
+        steps.permit()
+        closer.join(60)
+        assert list(stream)[-1].finish_reason == "abort"
     with pytest.raises(RuntimeError, match="closed"):
         llm.generate("hello", GREEDY)
+    assert llm.metrics().requests_finished["abort"] == 1
 
 
 def test_options_that_cannot_be(cache: None, tiny_model: Path) -> None:

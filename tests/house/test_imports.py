@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # What a part may import of the project; its own modules always. A part that is missing here is an error.
 ALLOWED = {
-    "cpuinfer": {"llm", "config"},
+    "cpuinfer": {"llm", "async_llm", "config"},
+    "cpuinfer.async_llm": {"llm", "config", "engine"},
     "cpuinfer.cli": {
         "llm",
         "config",
@@ -52,10 +53,10 @@ ALLOWED = {
 # Loaded when first needed: each of these costs more than the rest of a start together.
 LAZY = {"jinja2", "tokenizers", "gguf", "huggingface_hub", "numba", "cffi"}
 START_MODULES = {
-    "cpuinfer": LAZY | {"numpy", "rich", "typer"},
+    "cpuinfer": LAZY | {"numpy", "rich", "typer", "asyncio"},
     "cpuinfer.cli.app": LAZY | {"numpy"},
     "cpuinfer.hub": LAZY | {"numpy", "rich", "typer"},
-    "cpuinfer.llm": LAZY | {"rich", "typer"},
+    "cpuinfer.llm": LAZY | {"rich", "typer", "asyncio"},
 }
 
 
