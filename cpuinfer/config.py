@@ -18,6 +18,8 @@ DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
 """KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, one in any case."""
 
+PREEMPTION = ("auto", "recompute", "swap")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
@@ -131,6 +133,13 @@ class EngineConfig:
     prefix_store: a folder for those pages, made if it is not there: LLM.close and LLM.save_prefixes write the known
         ones to it, and requests of a later engine of the same model and KV type take them back. Changes no bit either.
     prefix_store_bytes: most bytes of all pages in that folder; those used longest ago make room.
+    max_waiting: most requests that wait for their first step; further ones are refused (QueueFull, a ValueError).
+        None: no limit.
+    preemption: how a request whose KV pages were taken by earlier ones comes back: "recompute" its tokens; "swap" its
+        pages to memory outside the KV pages and back (recompute where that is full); "auto" the cheaper one of both,
+        by what steps and copies have taken lately. Changes no bit of any result.
+    swap_bytes: that memory, touched only when used; None: as much as the KV pages take.
+    swap_path: a folder for a nameless file of swap_bytes, mapped, instead of memory.
     stats: time every op of every step, for LLM.stats(); costs under 1 % of a step.
 
     Raises ValueError for a value outside its range.
@@ -147,6 +156,10 @@ class EngineConfig:
     prefix_caching: bool = True
     prefix_store: str | Path | None = None
     prefix_store_bytes: int = 1 << 30
+    max_waiting: int | None = None
+    preemption: str = "auto"
+    swap_bytes: int | None = None
+    swap_path: str | Path | None = None
     stats: bool = False
 
     def __post_init__(self) -> None:
@@ -164,6 +177,13 @@ class EngineConfig:
                 )
             if not self.prefix_caching:
                 raise ValueError("prefix_store: there is nothing to store with prefix_caching off")
+        _integer("max_waiting", self.max_waiting, 1, optional=True)
+        _integer("swap_bytes", self.swap_bytes, 0, optional=True)
+        if self.preemption not in PREEMPTION:
+            names = ", ".join(PREEMPTION)
+            raise ValueError(f"preemption: expected one of {names}, got {self.preemption!r}")
+        if self.swap_path is not None and not Path(self.swap_path).is_dir():
+            raise ValueError(f"swap_path: expected a folder, got {str(self.swap_path)!r}")
         try:
             object.__setattr__(self, "kv_type", KVType(self.kv_type))
         except ValueError:

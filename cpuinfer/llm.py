@@ -100,6 +100,10 @@ class LLM:
             config.max_sequences,
             config.prefix_caching,
             store,
+            max_waiting=config.max_waiting,
+            preemption=config.preemption,
+            swap_bytes=config.swap_bytes,
+            swap_path=None if config.swap_path is None else Path(config.swap_path),
         )
         self._template: ChatTemplate | None = None
         self._numbers = count()

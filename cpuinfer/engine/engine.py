@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
 
 from cpuinfer.devices.base import Executable, Limits
 from cpuinfer.engine.pins import Pin
@@ -11,6 +13,7 @@ from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
 from cpuinfer.engine.scheduler import Scheduler, Step
 from cpuinfer.engine.sequence import Request, Sequence
+from cpuinfer.engine.swap import CostRule, SwapArea
 
 
 class Engine:
@@ -23,10 +26,23 @@ class Engine:
         max_sequences: int,
         prefix_caching: bool = True,
         store: PrefixStore | None = None,
+        *,
+        max_waiting: int | None = None,
+        preemption: str = "auto",
+        swap_bytes: int | None = None,
+        swap_path: Path | None = None,
     ) -> None:
+        """The options are EngineConfig's. Raises OSError where swap_path does not take swap_bytes."""
         self.executable = executable
         self.store = store
-        self.scheduler = Scheduler(limits, max_sequences, prefix_caching, store=store)
+        self.costs = CostRule()
+        kv, area = executable.kv, None
+        if preemption != "recompute":
+            n_slots = limits.n_pages if swap_bytes is None else swap_bytes // kv.image_bytes
+            area = SwapArea(kv, n_slots, swap_path, self.costs)
+        self.scheduler = Scheduler(
+            limits, max_sequences, prefix_caching, max_waiting, area, preemption == "swap", store
+        )
 
     @property
     def has_work(self) -> bool:
@@ -90,14 +106,21 @@ class Engine:
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
 
+        First, what is unfinished of requests whose time is over ends with finish_reason "timeout"; it is returned, too.
         A step that raises (ValueError: logits that are not finite; whatever the device raises) has
         committed nothing.
         """
+        overdue = self.scheduler.overdue(perf_counter())
+        self._end(overdue, "timeout")
+        if not self.has_work:
+            return overdue
         step = self.scheduler.schedule()
-        step.moves.perform(self.executable.kv)
+        step.moves.perform(self.executable.kv, self.scheduler.area)
+        begin = perf_counter()
         logits = self.executable.run(step.batch)
+        self.costs.add_step(len(step.batch.tokens), len(step.chunks), perf_counter() - begin)
         sampled = sample_step(step.chunks, logits, self.executable.sampler)
-        return self._commit(step, sampled)
+        return overdue + self._commit(step, sampled)
 
     def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
         for chunk, result in zip(step.chunks, sampled, strict=True):

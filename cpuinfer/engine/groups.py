@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from cpuinfer.devices.base import PAGE_TOKENS
@@ -13,18 +14,21 @@ class Group:
     """The unfinished sequences of a request: they share pages, and get and lose them together.
 
     members: those with pages, or about to get them. unborn: those that wait until the first member, the leader, has
-    computed what they begin with as well. order: who comes first: the lower priority, then the earlier arrival.
-    deadline: when it times out, by perf_counter, or None.
+    computed what they begin with as well. parked: of members without pages that will be swapped in, the slots of their
+    pages and the tokens computed. order: who comes first: the lower priority, then the earlier arrival. width: most
+    sequences at once. deadline: when it times out, by perf_counter.
     """
 
     def __init__(self, request: Request, arrival: int) -> None:
         self.request = request
         self.order = (request.priority, arrival)
         first, *others = request.sequences
+        self.width = max(len(request.sequences), request.width or 0)
         self.members: list[Sequence] = [first]
         self.unborn: list[Sequence] = others
+        self.parked: dict[Sequence, tuple[list[int], int]] = {}
         timeout = request.timeout_s
-        self.deadline = None if timeout is None else request.created + timeout
+        self.deadline = math.inf if timeout is None else request.created + timeout
 
     @property
     def leader(self) -> Sequence:
@@ -38,7 +42,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Sequences that it has or may fork."""
+        """Sequences that it has, or may have by forks."""
         return max(len(self.members) + len(self.unborn), self.request.width or 0)
 
     @property

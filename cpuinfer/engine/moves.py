@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cpuinfer.devices.kv_memory import Bytes, KVMemory
+from cpuinfer.engine.swap import SwapArea
 
 
 class Moves:
-    """What must be done to the KV pages before a step runs, in the order in which `perform` does it.
+    """What must be done to the KV pages before a step runs: first all copies, then what comes back from the swap area
+    or from the prefix store.
 
     The scheduler collects; whoever runs the step performs, once, whether or not the step then fails.
     """
@@ -16,27 +18,43 @@ class Moves:
     def __init__(self) -> None:
         self._sources: list[int] = []
         self._targets: list[int] = []
+        self._coming: dict[int, int] = {}  # slot of every page that comes back
+        self._used: list[int] = []  # slots to give back after that
         self._writes: list[tuple[Sequence[int], Bytes]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._sources or self._writes)
+        return bool(self._sources or self._used or self._writes)
 
     def copy(self, source: int, target: int) -> None:
-        """Set page `target` to what `source` holds now, whatever becomes of `source` until then."""
-        self._sources.append(source)
-        self._targets.append(target)
+        """Set page `target` to what `source` holds now, or will when it is back, whatever becomes of it until then."""
+        if source in self._coming:
+            self._coming[target] = self._coming[source]
+        else:
+            self._sources.append(source)
+            self._targets.append(target)
+
+    def bring_back(self, pages: Mapping[int, int], used: Iterable[int]) -> None:
+        """Set every page to the slot that `pages` has for it; then give the `used` slots back."""
+        self._coming.update(pages)
+        self._used += used
 
     def write(self, pages: Sequence[int], images: Bytes) -> None:
-        """Set pages to images, after all copies: a page may be given out that is still to be copied from."""
+        """Set pages to images."""
         if len(images):
             self._writes.append((pages, images))
 
-    def perform(self, kv: KVMemory) -> None:
-        """Do it all, and forget it."""
+    def perform(self, kv: KVMemory, area: SwapArea | None) -> None:
+        """Do it all, and forget it. area: where the slots are; None where none is used."""
         if self._sources:
             kv.copy(self._sources, self._targets)
             self._sources.clear()
             self._targets.clear()
+        if area is not None and self._used:
+            if self._coming:
+                area.load(list(self._coming.values()), list(self._coming))
+            area.free(self._used)
+            self._coming.clear()
+            self._used.clear()
         for pages, images in self._writes:
             kv.write(pages, images)
         self._writes.clear()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable
+import math
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
@@ -12,14 +12,17 @@ from time import perf_counter
 import numpy as np
 
 from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
-from cpuinfer.engine.blocks import NO_PREFIX, BlockPool, Known
+from cpuinfer.engine.blocks import BlockPool, Known
 from cpuinfer.engine.groups import Group, common_length
 from cpuinfer.engine.moves import Moves
 from cpuinfer.engine.pins import Pins
+from cpuinfer.engine.preemption import Counters, Preemption, hold, release, share
 from cpuinfer.engine.prefix_store import PrefixStore
-from cpuinfer.engine.sequence import Request, Sequence, pages_of
+from cpuinfer.engine.sequence import Request, Sequence
+from cpuinfer.engine.swap import SwapArea
 
 _ORDER = attrgetter("order")
+_DEADLINE = attrgetter("deadline")
 
 
 class QueueFull(ValueError):
@@ -44,27 +47,13 @@ class Step:
     moves: Moves
 
 
-@dataclass
-class Counters:
-    """What a scheduler has done so far.
-
-    preemptions: groups that lost their pages. copies: pages copied before they were written. prefix_asked, prefix_hit:
-    prompt tokens of all requests that started, and those of them whose pages were found.
-    """
-
-    preemptions: int = 0
-    copies: int = 0
-    prefix_asked: int = 0
-    prefix_hit: int = 0
-
-
 class Scheduler:
     """First come, first served, lower priorities before, within the limits of a step.
 
     - What comes and goes together is a group: the sequences of a request. A running one holds pages for all tokens of
       its members. If a member needs a further page and none is free, the last of the running groups gives all of its
-      pages back, waits before all new requests, and later computes its tokens anew (to the same keys and values).
-      While such groups wait, nothing new is admitted.
+      pages back and waits before all new requests. Later it computes its tokens anew (to the same keys and values), or
+      gets its pages back from the swap area: see Preemption. While such groups wait, nothing new is admitted.
     - The first in the queue is admitted when there are pages for all its tokens and one more for every running
       sequence, so that it is not sent back at once; and when not more than max_sequences then run. A larger group
       runs alone.
@@ -88,12 +77,16 @@ class Scheduler:
         max_sequences: int,
         prefix_caching: bool,
         max_waiting: int | None = None,
+        area: SwapArea | None = None,
+        always_swap: bool = False,
         store: PrefixStore | None = None,
     ) -> None:
+        """max_waiting: most requests in the queue. area, always_swap: Preemption's. store: where pages may come from."""
         self.limits = limits
         self.max_sequences = max_sequences
         self.max_waiting = max_waiting
         self.prefix_caching = prefix_caching
+        self.area = area
         self.pool = BlockPool(limits.n_pages)
         self.pins = Pins(self.pool)
         self._store = store
@@ -101,8 +94,10 @@ class Scheduler:
         self.running: list[Group] = []
         self.preempted: list[Group] = []
         self.waiting: list[Group] = []
+        self._preemption = Preemption(self.pool, prefix_caching, self.counters, area, always_swap)
         self._groups: dict[Sequence, Group] = {}
         self._requests: dict[Request, Group] = {}
+        self._timed: list[Group] = []  # by deadline
         self._arrivals = count()
         self._moves = Moves()
 
@@ -115,6 +110,27 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         """All unfinished sequences."""
         return list(self._groups)
+
+    @property
+    def n_swapped(self) -> int:
+        """Sequences whose pages are in the swap area."""
+        return sum(len(group.parked) for group in self.preempted)
+
+    @property
+    def wasted_slots(self) -> int:
+        """Places for tokens in held pages, shared ones counted once, that no computed token has."""
+        fill: dict[int, int] = {}
+        for group in self.running:
+            for member in group.members:
+                for i, page in enumerate(member.pages):
+                    n = min(max(member.computed - i * PAGE_TOKENS, 0), PAGE_TOKENS)
+                    fill[page] = max(n, fill.get(page, 0))
+        return len(fill) * PAGE_TOKENS - sum(fill.values())
+
+    def overdue(self, now: float) -> list[Sequence]:
+        """The unfinished sequences of requests whose time is over, `now` by perf_counter."""
+        n = bisect_right(self._timed, now, key=_DEADLINE)
+        return [sequence for group in self._timed[:n] for sequence in group.sequences]
 
     @property
     def most_pages(self) -> int:
@@ -143,18 +159,33 @@ class Scheduler:
         insort(self.waiting, group, key=_ORDER)
         self._groups.update(dict.fromkeys(group.sequences, group))
         self._requests[request] = group
+        if group.deadline < math.inf:
+            insort(self._timed, group, key=_DEADLINE)
 
     def fork(self, sequence: Sequence, choice: int) -> Sequence:
         """Another completion that goes on from here, in the same group; both share all pages computed so far.
 
         choice: what tells its random numbers from the others'. Call it between steps, or when a step has been
         committed to `sequence` (`advance`) and before the next token is appended: append different ones to both. It
-        takes no page; the next step copies a last page that is partly filled. The request's `width` must say how many
-        sequences there can be at once. A completion that ends is taken out by `remove`.
+        takes no page; the next step copies a last page that is partly filled, if both go on. A completion that ends is
+        taken out by `remove`, and its pages are free at once; take out those that end before those that go on fork.
+
+        Raises ValueError if the request's `width` (or its number of sequences, where that is more) are there already,
+        as pages were promised to no more, or if the prompt is not computed yet.
         """
         group = self._groups[sequence]
+        if len(group.members) + len(group.unborn) >= group.width:
+            raise ValueError(
+                f"fork: {group.width} sequences of request {group.request.request_id} are there already;"
+                " take out one that ends before, or make the request with a greater width"
+            )
+        if sequence.computed < sequence.n_prompt - 1:
+            raise ValueError(
+                f"fork: {sequence.computed} of {sequence.n_prompt} tokens of the prompt are computed;"
+                " fork after the last"
+            )
         child = sequence.fork(choice)
-        self._share(child, sequence, sequence.computed)
+        share(self.pool, child, sequence, sequence.computed)
         group.members.append(child)
         self._groups[child] = group
         return child
@@ -166,7 +197,8 @@ class Scheduler:
         if sequence not in group.members:
             group.unborn.remove(sequence)
             return
-        self._release(sequence)
+        release(self.pool, sequence)
+        self._preemption.drop(group, sequence)
         group.members.remove(sequence)
         if group.members:
             return
@@ -176,6 +208,8 @@ class Scheduler:
             insort(self.waiting if queue is self.waiting else self.preempted, group, key=_ORDER)
         else:
             del self._requests[group.request]
+            if group.deadline < math.inf:
+                self._timed.remove(group)
 
     def unfinished(self, request: Request) -> list[Sequence]:
         """The unfinished sequences of a request, those it forked included; none if it is not here."""
@@ -232,9 +266,9 @@ class Scheduler:
             wanted = group.pages_missing + group.copies(self.pool)
             if wanted:
                 while wanted > self.pool.n_free and self.running[-1] is not group:
-                    self._preempt()
+                    self.preempt()
                 if wanted > self.pool.n_free:
-                    self._preempt()
+                    self.preempt()
                 else:
                     self._supply(group)
             position += 1
@@ -260,20 +294,16 @@ class Scheduler:
         running = sum(other.size for other in self.running)
         if running and running + group.size > self.max_sequences:
             return None
-        leader, found = group.leader, list[Known]()
-        if self.prefix_caching:
-            found = self.pool.find(leader.tokens, leader.first_row // PAGE_TOKENS)
-        held = sum(self.pool.holders(known.page) > 0 for known in found)
-        wanted = group.pages_missing + group.pages_unborn - held
+        found = self._preemption.find(group)
         soon = sum(len(other.members) + other.pages_unborn for other in self.running)
-        if wanted + soon > self.pool.n_free:
+        if self._preemption.wanted(group, found) + soon > self.pool.n_free:
             return None
         del queue[0]
         insort(self.running, group, key=_ORDER)
-        started = perf_counter()
-        self._hold(leader, found)
+        self._preemption.give_back(group, found, self._moves)
+        started, leader = perf_counter(), group.leader
         self._supply(group)
-        if self._store is not None:
+        if self._store is not None and leader.computed == leader.known * PAGE_TOKENS:
             self._load(leader, self._store)
         if leader.started is None:
             leader.started, leader.cached = started, leader.computed
@@ -300,31 +330,13 @@ class Scheduler:
             if self.prefix_caching and child.first_row - common >= PAGE_TOKENS:
                 found = self.pool.find(child.tokens, child.first_row // PAGE_TOKENS)
             if len(found) * PAGE_TOKENS > common:
-                self._hold(child, found)
+                hold(self.pool, child, found)
             else:
-                self._share(child, leader, common)
+                share(self.pool, child, leader, common)
             if child.started is None:
                 child.started, child.cached = perf_counter(), child.computed
             unborn.remove(child)
             group.members.append(child)
-
-    def _hold(self, sequence: Sequence, found: Iterable[Known]) -> None:
-        """Begin a sequence without pages with known ones."""
-        for known in found:
-            self.pool.share(known.page)
-            sequence.pages.append(known.page)
-            sequence.prefix = known.prefix
-        sequence.known = len(sequence.pages)
-        sequence.computed = len(sequence.pages) * PAGE_TOKENS
-
-    def _share(self, child: Sequence, parent: Sequence, n_tokens: int) -> None:
-        """Begin a sequence without pages with the parent's for the first n_tokens tokens."""
-        child.pages.extend(parent.pages[: pages_of(n_tokens)])
-        for page in child.pages:
-            self.pool.share(page)
-        child.computed = n_tokens
-        if parent.known * PAGE_TOKENS <= n_tokens:
-            child.known, child.prefix = parent.known, parent.prefix
 
     def _learn(self, sequence: Sequence) -> None:
         """Let others find the pages that a sequence has filled. Where one is known already, that one
@@ -340,13 +352,11 @@ class Scheduler:
                 sequence.pages[sequence.known] = known.page
             sequence.known, sequence.prefix = sequence.known + 1, known.prefix
 
-    def _preempt(self) -> None:
+    def preempt(self) -> None:
+        """Send back the last of the running groups, of which there must be one."""
         group = self.running.pop()
-        for member in reversed(group.members):
-            self._release(member)
-        group.restart()
+        self._preemption.take(group)
         insort(self.preempted, group, key=_ORDER)
-        self.counters.preemptions += 1
 
     def _take_out(self, group: Group) -> list[Group]:
         """Take a group out of the queue that it is in, and return that."""
@@ -356,13 +366,6 @@ class Scheduler:
                 del queue[at]
                 return queue
         raise ValueError(f"the group {group.order} is in no queue")
-
-    def _release(self, sequence: Sequence) -> None:
-        # Last page first: the next sequence starts with this one's first, memory in use, and a known
-        # page is forgotten after those that continue it.
-        while sequence.pages:
-            self.pool.release(sequence.pages.pop())
-        sequence.computed, sequence.known, sequence.prefix = 0, 0, NO_PREFIX
 
 
 def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:

@@ -229,8 +229,9 @@ class Bounds:
         detokenizer: Callable[[], Detokenizer] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        width: int | None = None,
     ) -> Request:
-        """A request for params.n completions; `detokenizer` makes one for each. priority, timeout_s: Request's.
+        """A request for params.n completions; `detokenizer` makes one for each. priority, timeout_s, width: Request's.
 
         Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
         name is outside the vocabulary, or if priority or timeout_s are no such numbers.
@@ -249,7 +250,7 @@ class Bounds:
             raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        room = self._room(len(prompt), params.n) + 1
+        room = self._room(len(prompt), max(params.n, width or 0)) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -270,7 +271,7 @@ class Bounds:
             )
 
         sequences = tuple(sequence(choice) for choice in range(params.n))
-        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s)
+        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s, width=width)
 
     def _room(self, n_prompt: int, width: int) -> int:
         """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.

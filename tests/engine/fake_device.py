@@ -11,12 +11,19 @@ from cpuinfer.devices.kv_memory import KVMemory
 VOCAB = 67
 
 
+_STEPS = np.arange(1, 1 << 10, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
 def hash_logits(tokens: list[int], vocab: int = VOCAB) -> NDArray[np.float32]:
-    """Logits [vocab] that any change of any token changes: a polynomial hash seeds a generator."""
-    seed = 0
-    for token in tokens:
-        seed = (seed * 1_000_003 + token + 1) % (1 << 61)
-    return np.random.default_rng(seed).normal(0, 3, vocab).astype(np.float32)
+    """Logits [vocab], -6 to 6, that any change of any token changes: splitmix64 from a hash of the tokens.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    bits = np.uint64(hash(tuple(tokens)) & 0xFFFFFFFFFFFFFFFF) + _STEPS[:vocab]
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(12 / (1 << 24))) - np.float32(6)
 
 
 class FakeExecutable:

@@ -1,223 +1,29 @@
-"""Any schedule gives what each request gives alone, and no page is lost."""
+"""What the loop of an engine does with requests, one by one; test_schedules.py has any of them at once."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_cases import (
+    bounds,
+    check,
+    check_empty,
+    check_pool,
+    check_sequence,
+    engine,
+    request,
+    run,
+)
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cpuinfer.config import SamplingParams
-from cpuinfer.devices.base import Batch, Limits
-from cpuinfer.devices.sampling import Score
-from cpuinfer.engine.engine import Engine
-from cpuinfer.engine.outputs import TextStream
-from cpuinfer.engine.sampler import NumpySampler, TokenLogprob, logprobs, sample
-from cpuinfer.engine.sequence import Bounds, Request, Sequence
-
-EOS = frozenset({13, 14})
-_numbers = itertools.count()
-
-
-def bounds(context: int = 200, pages: int = 100) -> Bounds:
-    return Bounds(VOCAB, context, pages * 16, EOS, default_max_tokens=40)
-
-
-def engine(
-    tokens: int = 64,
-    rows: int = 8,
-    pages: int = 100,
-    context: int = 200,
-    sequences: int = 8,
-    prefix_caching: bool = True,
-) -> Engine:
-    limits = Limits(tokens, rows, pages, context)
-    return Engine(FakeExecutable(limits), limits, sequences, prefix_caching)
-
-
-def request(prompt: list[int], params: SamplingParams, limits: Bounds | None = None) -> Request:
-    return (limits or bounds()).request(str(next(_numbers)), prompt, params, FakeDetokenizer)
-
-
-def listed_logprobs(row: NDArray[np.float32], token: int, n: int) -> tuple[TokenLogprob, ...]:
-    (scored,) = NumpySampler().score(row[None], [Score(0, token, n)])
-    return logprobs(scored, token)
-
-
-def alone(
-    prompt: list[int], params: SamplingParams, choice: int, seed: int, limit: int
-) -> Sequence:
-    """The same completion by a loop without pages, batches or chunks."""
-    end_ids = params.stop_ids | (frozenset() if params.ignore_eos else EOS)
-    text = TextStream(FakeDetokenizer(), params.stop_strings, params.include_stop_str_in_output)
-    sequence = Sequence(params, prompt.copy(), len(prompt), limit, end_ids, seed, choice, text)
-    while sequence.finish_reason is None:
-        row = hash_logits(sequence.tokens)
-        token = sample(row, params, sequence.tokens, len(prompt), sequence.end_ids, seed, choice)
-        listed = None if params.logprobs is None else listed_logprobs(row, token, params.logprobs)
-        sequence.append(token, listed)
-    return sequence
-
-
-def check_pool(e: Engine) -> None:
-    """The sequences in flight hold what is held; what they share is no longer written, or copied before."""
-    scheduler = e.scheduler
-    pool = scheduler.pool
-    running = [sequence for group in scheduler.running for sequence in group.members]
-    held = Counter(page for sequence in running for page in sequence.pages)
-    assert all(pool.holders(page) == held[page] for page in range(pool.n_pages))
-    assert pool.n_free == pool.n_pages - len(held)
-    for group in scheduler.running:
-        shared = Counter(page for sequence in group.members for page in sequence.pages)
-        for sequence in group.members:
-            assert len(set(sequence.pages)) == len(sequence.pages)
-            assert sequence.known * 16 <= sequence.computed
-            for page in sequence.pages[sequence.known :]:
-                assert held[page] == shared[page], "a page that may be written is another group's"
-            for page in sequence.pages[-(-sequence.computed // 16) :]:
-                assert held[page] == 1, "a page that will be written is shared"
-    idle = [s for g in (*scheduler.preempted, *scheduler.waiting) for s in g.members]
-    idle += [s for g in (*scheduler.running, *scheduler.preempted) for s in g.unborn]
-    assert all(not sequence.pages and sequence.computed == 0 for sequence in idle)
-    n = sum(group.size for group in scheduler.running)
-    assert n <= scheduler.max_sequences or len(scheduler.running) == 1
-
-
-def run(e: Engine, most: int = 20_000) -> None:
-    for _ in range(most):
-        if not e.has_work:
-            return
-        assert e.step(), "a step without work"
-        check_pool(e)
-    raise AssertionError("no end")
-
-
-def check(made: Request) -> None:
-    """The request's completions are those of running alone, but for those that were cut off."""
-    for sequence in made.sequences:
-        if sequence.finish_reason == "abort":
-            continue
-        params = sequence.params
-        want = alone(sequence.prompt, params, sequence.choice, sequence.seed, sequence.limit)
-        got = (
-            sequence.tokens,
-            sequence.logprobs,
-            sequence.stream.text,
-            sequence.finish_reason,
-            sequence.stop_reason,
-        )
-        assert got == (
-            want.tokens,
-            want.logprobs,
-            want.stream.text,
-            want.finish_reason,
-            want.stop_reason,
-        )
-    first = made.sequences[0]
-    n = first.params.prompt_logprobs
-    if n is None:
-        assert first.prompt_logprobs is None
-    elif first.finish_reason != "abort":
-        assert first.prompt_logprobs == [None] + [
-            listed_logprobs(hash_logits(first.prompt[:i]), first.prompt[i], n)
-            for i in range(1, first.n_prompt)
-        ]
-
-
-def choose_params(n: int, temperature: float, **options: object) -> SamplingParams:
-    n = n if temperature else 1
-    return SamplingParams(n=n, temperature=temperature, **options)  # type: ignore[arg-type]
-
-
-sampling = st.builds(
-    choose_params,
-    n=st.sampled_from([1, 1, 1, 2, 3]),
-    max_tokens=st.one_of(st.none(), st.integers(1, 40)),
-    temperature=st.sampled_from([0.0, 1.0]),
-    top_k=st.sampled_from([0, 5]),
-    repetition_penalty=st.sampled_from([1.0, 1.3]),
-    seed=st.integers(0, 9),
-    stop=st.sampled_from([None, "ab", ["ca", "bc"]]),
-    stop_token_ids=st.sampled_from([None, [20, 21]]),
-    include_stop_str_in_output=st.booleans(),
-    ignore_eos=st.booleans(),
-    logprobs=st.sampled_from([None, 0, 3]),
-    prompt_logprobs=st.sampled_from([None, None, 2]),
-)
-# Many begin alike, for as long as a page or three, and go on as they like.
-prompts = st.builds(
-    lambda head, n, tail: [*[head] * n, *tail],
-    st.integers(0, 2),
-    st.integers(0, 48),
-    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
-) | st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=60)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 15)), min_size=1, max_size=7),
-    tokens=st.integers(1, 70),
-    rows=st.integers(1, 8),
-    pages=st.integers(12, 30),
-    sequences=st.integers(1, 8),
-    prefix_caching=st.booleans(),
-)
-def test_any_schedule_gives_what_each_request_gives_alone(
-    work: list[tuple[list[int], SamplingParams, int]],
-    tokens: int,
-    rows: int,
-    pages: int,
-    sequences: int,
-    prefix_caching: bool,
-) -> None:
-    e = engine(tokens, rows, pages, 100, sequences, prefix_caching)
-    limits = bounds(context=100, pages=pages)
-    made = []
-    for prompt, params, steps in work:
-        made.append(request(prompt, params, limits))
-        e.add(made[-1])
-        for _ in range(steps):
-            if e.has_work:
-                e.step()
-                check_pool(e)
-    run(e)
-    for one in made:
-        assert one.done
-        check(one)
-    assert e.scheduler.pool.n_free == pages
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    work=st.lists(st.tuples(prompts, sampling, st.integers(0, 25)), min_size=2, max_size=6),
-    victims=st.sets(st.integers(0, 5), min_size=1),
-    pages=st.integers(12, 16),
-)
-def test_an_abort_frees_pages_and_changes_nobody_else(
-    work: list[tuple[list[int], SamplingParams, int]], victims: set[int], pages: int
-) -> None:
-    e = engine(tokens=16, rows=4, pages=pages, context=100)
-    limits = bounds(context=100, pages=pages)
-    made = [request(prompt, params, limits) for prompt, params, _ in work]
-    for one in made:
-        e.add(one)
-    for i, (_, _, steps) in enumerate(work):
-        for _ in range(steps):
-            if e.has_work:
-                e.step()
-        if i in victims:
-            e.abort(made[i])
-            check_pool(e)
-    run(e)
-    for one in made:
-        check(one)
-    assert e.scheduler.pool.n_free == pages
+from cpuinfer.devices.base import Batch
+from cpuinfer.engine.scheduler import QueueFull
 
 
 def test_completions_of_one_prompt_differ_and_repeat() -> None:
@@ -258,7 +64,8 @@ def test_of_a_whole_known_prompt_the_last_token_is_computed() -> None:
 
 
 def test_completions_of_one_prompt_share_its_pages() -> None:
-    e, one = engine(tokens=200), request([3] * 64, SamplingParams(n=3, seed=5, max_tokens=8))
+    params = SamplingParams(n=3, seed=5, max_tokens=8, ignore_eos=True)
+    e, one = engine(tokens=200), request([3] * 64, params)
     e.add(one)
     e.step()
     check_pool(e)
@@ -290,46 +97,6 @@ def test_eight_completions_hold_the_pages_of_one_prompt() -> None:
         assert e.executable.tokens == 512 + 7 + 8 * 63
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data(), pages=st.integers(14, 20), prefix_caching=st.booleans())
-def test_forks_go_on_by_themselves(data: st.DataObject, pages: int, prefix_caching: bool) -> None:
-    """A tree of completions, each as if it had started with its parent's text; some are cut off."""
-    e = engine(tokens=32, pages=pages, context=100, prefix_caching=prefix_caching)
-    params = SamplingParams(seed=data.draw(st.integers(0, 9)), max_tokens=30, ignore_eos=True)
-    others = [request([i] * 20, params, bounds(context=100, pages=pages)) for i in range(2)]
-    first = request(data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=40)), params)
-    first = replace(first, width=3)
-    for one in (first, *others):
-        e.add(one)
-    tree: list[tuple[Sequence, list[int]]] = [(first.sequences[0], first.sequences[0].prompt)]
-    while e.has_work:
-        e.step()
-        check_pool(e)
-        alive = [sequence for sequence in e.scheduler.unfinished(first) if sequence.computed]
-        if alive and len(tree) < 9 and data.draw(st.booleans()):
-            if len(alive) == 3:
-                victim = data.draw(st.sampled_from(alive))
-                e.scheduler.remove(victim)
-                tree = [(sequence, begin) for sequence, begin in tree if sequence is not victim]
-                alive.remove(victim)
-            parent = data.draw(st.sampled_from(alive))
-            child = e.scheduler.fork(parent, choice=10 + len(tree))
-            tree.append((child, parent.tokens.copy()))
-            check_pool(e)
-    for one in others:
-        check(one)
-    for sequence, begin in tree:
-        tokens = begin.copy()
-        while len(tokens) < sequence.limit:
-            row, place = hash_logits(tokens), (sequence.seed, sequence.choice)
-            tokens.append(sample(row, params, tokens, sequence.n_prompt, frozenset(), *place))
-        assert sequence.tokens == tokens
-        assert sequence.stream.text == "".join(
-            FakeDetokenizer.TEXT[token] for token in tokens[sequence.n_prompt :]
-        )
-    assert e.scheduler.pool.n_free == pages
-
-
 def test_pages_of_who_was_sent_back_are_found_again() -> None:
     params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
     computed = []
@@ -357,11 +124,176 @@ def test_preemption_happens_and_is_exact() -> None:
     while e.has_work:
         e.step()
         check_pool(e)
-    assert e.scheduler.counters.preemptions > 0
+    assert e.scheduler.counters.recomputed > 0
     for one in made:
         check(one)
     ends = [one.sequences[0].finished or 0 for one in made]
     assert ends == sorted(ends), "first come, first served"
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_pages_come_back_from_the_swap_area(
+    prefix_caching: bool, on_disk: bool, tmp_path: Path
+) -> None:
+    params = SamplingParams(seed=1, n=2, max_tokens=60, ignore_eos=True)
+    path = tmp_path if on_disk else None
+    e = engine(32, 8, 16, 100, prefix_caching=prefix_caching, preemption="swap", swap_path=path)
+    made = [request([i] * 20, params, bounds(100, 16)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    run(e)
+    check_empty(e)
+    for one in made:
+        check(one)
+    counters = e.scheduler.counters
+    assert counters.swapped > 0 == counters.recomputed and counters.swapped_pages > 0
+    assert isinstance(e.executable, FakeExecutable)
+    assert e.executable.tokens == 3 * (20 + 1 + 2 * 59), "nothing is computed twice"
+    assert not list(tmp_path.iterdir()), "the file has no name"
+
+
+def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
+    e = engine(preemption="swap")
+    one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=3)
+    e.add(one)
+    e.step()
+    begin = one.sequences[0].tokens.copy()
+    children = [e.scheduler.fork(one.sequences[0], choice) for choice in (1, 2)]
+    e.scheduler.preempt()
+    assert e.scheduler.n_swapped == 3
+    run(e)
+    check_empty(e)
+    check(one)
+    for child in children:
+        check_sequence(child, begin)
+    assert e.scheduler.counters.copies == 2
+
+
+def test_where_the_swap_area_is_full_tokens_are_computed_anew() -> None:
+    params = SamplingParams(seed=1, max_tokens=60, ignore_eos=True)
+    e = engine(32, 8, 8, 100, preemption="swap", swap_pages=1)
+    made = [request([i] * 20, params, bounds(100, 8)) for i in range(4)]
+    for one in made:
+        e.add(one)
+    run(e)
+    for one in made:
+        check(one)
+    assert e.scheduler.counters.recomputed > 0 == e.scheduler.counters.swapped
+
+
+def test_an_abort_while_swapped_frees_the_slots() -> None:
+    params = SamplingParams(seed=1, n=2, max_tokens=60, ignore_eos=True)
+    e = engine(32, 8, 16, 100, preemption="swap")
+    made = [request([i] * 20, params, bounds(100, 16)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    while not e.scheduler.n_swapped:
+        e.step()
+    (group,) = e.scheduler.preempted
+    assert e.scheduler.n_swapped == 2
+    e.scheduler.remove(group.members[0])
+    check_pool(e)
+    assert e.scheduler.n_swapped == 1
+    e.abort(group.request)
+    check_pool(e)
+    assert e.scheduler.n_swapped == 0
+
+
+def test_while_some_wait_for_their_pages_nothing_new_is_admitted() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    e = engine(tokens=32, pages=8, context=100)
+    made = [request([i] * 20, params, bounds(100, 8)) for i in range(3)]
+    for one in made:
+        e.add(one)
+    while not e.scheduler.preempted:
+        e.step()
+    e.add(request([9], SamplingParams(max_tokens=1), priority=-1))
+    while e.scheduler.preempted:
+        assert len(e.scheduler.waiting) == 1
+        e.step()
+    run(e)
+
+
+def test_lower_priorities_come_first_and_keep_their_pages() -> None:
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    e = engine(tokens=64, pages=8, context=100)
+    made = [request([p] * 20, params, bounds(100, 8), priority=p) for p in (5, 0, 3, 0)]
+    for one in made:
+        e.add(one)
+    run(e)
+    ends = [one.sequences[0].finished or 0 for one in made]
+    assert sorted(range(4), key=lambda i: ends[i]) == [1, 3, 2, 0]
+    with pytest.raises(ValueError, match="priority: expected an integer"):
+        request([1], params, priority=1.5)
+
+
+def test_a_full_queue_refuses() -> None:
+    e = engine(sequences=1, max_waiting=2)
+    made = [request([i], SamplingParams(max_tokens=3)) for i in range(4)]
+    e.add(made[0])
+    e.add(made[1])
+    with pytest.raises(QueueFull, match="2 requests wait, max_waiting is 2"):
+        e.add(made[2])
+    e.step()
+    e.add(made[2])
+    e.abort(made[3])
+    assert made[3].sequences[0].finish_reason == "abort"
+    run(e)
+    check_empty(e)
+
+
+def test_time_ends_requests_that_run_and_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100)
+    monkeypatch.setattr("cpuinfer.engine.engine.perf_counter", lambda: next(clock))
+    e = engine(sequences=1)
+    params = SamplingParams(max_tokens=40, ignore_eos=True, seed=1)
+    made = [request([1], params, timeout_s=t) for t in (30, 8, None)]
+    made = [replace(one, created=100) for one in made]
+    for one in made:
+        e.add(one)
+    run(e)
+    reasons = [one.sequences[0].finish_reason for one in made]
+    assert reasons == ["timeout", "timeout", "length"]
+    assert 0 < len(made[0].sequences[0].generated) < 30 and not made[1].sequences[0].generated
+    for one in made:
+        check(one)
+    last = replace(request([1], params, timeout_s=0), created=0)
+    e.add(last)
+    assert e.step() == list(last.sequences), "nothing runs, and that is said"
+    check_empty(e)
+
+
+def test_a_group_must_fit_the_pool_alone() -> None:
+    params = SamplingParams(n=4, max_tokens=100, ignore_eos=True, seed=0)
+    with pytest.raises(
+        ValueError, match="4 completions of a prompt of 40 tokens need 6 KV pages.* there are 5"
+    ):
+        request([1] * 40, params, bounds(100, 5))
+    one = request([1] * 40, params, bounds(100, 6))
+    e = engine(pages=6, context=100)
+    e.add(one)
+    run(e)
+    check(one)
+    assert [s.finish_reason for s in one.sequences] == ["length"] * 4
+    with pytest.raises(ValueError, match="4 sequences of 48 tokens need 6 KV pages"):
+        engine(pages=5, context=100).add(request([1] * 40, params, bounds(100, 6)))
+
+
+def test_forks_are_counted() -> None:
+    e = engine()
+    one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=2)
+    e.add(one)
+    (first,) = one.sequences
+    with pytest.raises(ValueError, match="0 of 20 tokens of the prompt are computed"):
+        e.scheduler.fork(first, 1)
+    e.step()
+    e.scheduler.fork(first, 1)
+    with pytest.raises(ValueError, match="2 sequences of request .* are there already"):
+        e.scheduler.fork(first, 2)
+    assert e.scheduler.wasted_slots == 12
+    e.abort(one)
+    check_empty(e)
 
 
 def test_prompts_are_cut_to_the_token_budget_while_others_decode() -> None:
