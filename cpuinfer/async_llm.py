@@ -49,26 +49,31 @@ class AsyncLLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """Chunks as the completions of a prompt (text or token ids) grow; StreamChunk.index says of which of params.n.
 
         The texts and tokens of a completion's chunks, one after the other, are the completion. The request's last chunk
         has all of it in `output`. request_id: a name for `abort`; one that is in use is refused.
+        priority, timeout_s: as LLM.generate's.
 
-        Raises ValueError, at once, as LLM.generate does. The request begins when the iterator is asked first.
+        Raises ValueError, at once, as LLM.generate does, and for params.best_of. The request begins when the iterator is asked first.
         """
         text = prompt if isinstance(prompt, str) else None
-        return self._stream(self._request(prompt, params, request_id), text)
+        return self._stream(self._request(prompt, params, request_id, priority, timeout_s), text)
 
     def chat(
         self,
         messages: Sequence[Message],
         params: SamplingParams | None = None,
         request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[StreamChunk, None]:
         """`generate` of the answer to a conversation, put into the model's own chat template."""
         ids, text = self.llm._chat_prompt(messages)
-        return self._stream(self._request(ids, params, request_id), text)
+        return self._stream(self._request(ids, params, request_id, priority, timeout_s), text)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step: its last chunk has finish_reason "abort".
@@ -98,11 +103,21 @@ class AsyncLLM:
         await self.close()
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams | None, request_id: str | None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None,
+        priority: int,
+        timeout_s: float | None,
     ) -> Request:
         if request_id in self._tickets:
             raise ValueError(f"request_id: {request_id!r} is in use by a request that runs")
-        return self.llm._request(prompt, params or SamplingParams(), request_id)
+        params = params or SamplingParams()
+        if params.n_drawn > params.n:
+            raise ValueError(
+                "best_of: only the end says which completions are best; use LLM.generate"
+            )
+        return self.llm._request(prompt, params, request_id, priority, timeout_s)
 
     async def _stream(
         self, request: Request, prompt: str | None

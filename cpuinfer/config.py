@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from cpuinfer.graph.dtypes import KVType
 
@@ -17,8 +19,63 @@ DEFAULT_MAX_TOKENS = 2048
 DEFAULT_KV_BYTES = 1 << 30
 DEFAULT_KV_CONTEXTS = 4
 """KV budget where kv_memory_bytes is None: four full contexts within 1 GiB, one in any case."""
-
 PREEMPTION = ("auto", "recompute", "swap")
+MAX_GRAMMAR_CHARS = 1 << 17
+"""Longest schema, expression, grammar or list of choices: one of this length may take a second to compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOutputsParams:
+    """What form a completion must have; names and meaning are vLLM's. Exactly one kind is given.
+
+    json: a JSON schema, as text or as the object it stands for: the completion is JSON that keeps it.
+    regex: the whole completion matches it (Rust's syntax, without look-around and backreferences).
+    choice: it is one of these strings.
+    grammar: it is a sentence of this context-free grammar, in llguidance's dialect of Lark or in llama.cpp's GBNF.
+    json_object: True: it is any JSON object.
+    disable_any_whitespace: JSON without space between its parts; else the model may put it where JSON allows it.
+
+    `kind` and `text` say it in one form. Needs the extra `structured`. Raises ValueError for none or several kinds, and
+    for what is not of its type or longer than MAX_GRAMMAR_CHARS; what is malformed otherwise is refused by the LLM.
+    """
+
+    json: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    choice: Iterable[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    kind: str = field(init=False)
+    text: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("json_object", "disable_any_whitespace"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "json_object"):
+                raise ValueError(f"{name}: expected True or False, got {value!r}")
+        given = [n for n in ("json", "regex", "choice", "grammar") if getattr(self, n) is not None]
+        given += ["json_object"] if self.json_object else []
+        if len(given) != 1:
+            raise ValueError(
+                "structured_outputs: expected one of json, regex, choice, grammar and json_object,"
+                f" got {' and '.join(given) or 'none'}"
+            )
+        (kind,) = given
+        if self.disable_any_whitespace and not kind.startswith("json"):
+            raise ValueError(f"disable_any_whitespace: goes with JSON, not with {kind}")
+        if kind == "json":
+            text = _schema(self.json)
+        elif kind == "choice":
+            object.__setattr__(self, "choice", _strings("choice", self.choice))
+            text = json.dumps(self.choice, ensure_ascii=False) if self.choice else ""
+        else:
+            text = '{"type": "object"}' if kind == "json_object" else getattr(self, kind)
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"{kind}: expected what is not empty, got {getattr(self, kind)!r}")
+        if len(text) > MAX_GRAMMAR_CHARS:
+            raise ValueError(f"{kind}: {len(text)} characters; at most {MAX_GRAMMAR_CHARS} work")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "text", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +100,11 @@ class SamplingParams:
         temperature and filters.
     skip_special_tokens: leave special tokens out of the text.
     n: completions of the prompt.
+    best_of: draw so many and return the n of them that are likeliest, best first, by the model's own log-probabilities
+        of all their tokens together; None: n, in the order in which they are numbered.
+    structured_outputs: the form that a completion must have. A token that cannot continue it is never drawn, an end
+        token only where it is complete; where nothing can follow, the completion ends at once. Neither min_tokens nor
+        ignore_eos go with it.
 
     Raises ValueError for a value outside its range, NaN and infinities included.
     """
@@ -67,10 +129,12 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     n: int = 1
+    best_of: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n"):
-            _integer(name, getattr(self, name), 1, optional=name == "max_tokens")
+        for name in ("max_tokens", "n", "best_of"):
+            _integer(name, getattr(self, name), 1, optional=name != "n")
         for name in ("seed", "logprobs", "prompt_logprobs"):
             _integer(name, getattr(self, name), 0, optional=True)
         _integer("min_tokens", self.min_tokens, 0)
@@ -91,11 +155,23 @@ class SamplingParams:
             raise ValueError(
                 f"min_tokens: {self.min_tokens} is more than max_tokens {self.max_tokens}"
             )
-        if self.n > 1 and self.greedy:
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of: {self.best_of} completions are fewer than n, {self.n}")
+        if self.n_drawn > 1 and self.greedy:
             raise ValueError(
-                f"n: {self.n} completions at temperature 0 would be equal; raise the temperature"
+                f"{'n' if self.best_of is None else 'best_of'}: {self.n_drawn} completions at"
+                " temperature 0 would be equal; raise the temperature"
             )
-        object.__setattr__(self, "stop", _strings(self.stop))
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputsParams):
+                raise ValueError(
+                    "structured_outputs: expected StructuredOutputsParams, got"
+                    f" {type(self.structured_outputs).__name__}"
+                )
+            if self.min_tokens or self.ignore_eos:
+                name = "min_tokens" if self.min_tokens else "ignore_eos"
+                raise ValueError(f"{name}: structured_outputs say where the completion ends")
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
 
@@ -103,6 +179,16 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without chance."""
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def n_drawn(self) -> int:
+        """Completions that are drawn: n, or best_of to choose from."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def n_logprobs(self) -> int | None:
+        """`logprobs`, but 0 where the engine itself must know how likely tokens are."""
+        return 0 if self.logprobs is None and self.best_of is not None else self.logprobs
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -113,6 +199,59 @@ class SamplingParams:
     def stop_ids(self) -> frozenset[int]:
         """`stop_token_ids` as a set."""
         return frozenset(self.stop_token_ids or ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeamSearchParams:
+    """How the likeliest completions of a prompt are searched for; names are vLLM's, meanings transformers'.
+
+    beam_width: completions that are followed at once, and returned, best first.
+    max_tokens: most tokens to generate.
+    length_penalty: completions are compared by log-probability / tokens ** length_penalty; above 0 favours longer ones,
+        -10 to 10.
+    early_stopping: True ends the search when beam_width completions have ended; False when the best of those on their
+        way would not come among them if it ended now; "never" when it cannot at any length (with a length_penalty
+        above 0; else as False).
+    ignore_eos, stop, stop_token_ids, include_stop_str_in_output, skip_special_tokens: as in SamplingParams.
+
+    Raises ValueError for a value outside its range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    ignore_eos: bool = False
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            _integer(name, getattr(self, name), 1)
+        _number("length_penalty", self.length_penalty, -10.0, 10.0)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise ValueError(
+                f'early_stopping: expected True, False or "never", got {self.early_stopping!r}'
+            )
+        object.__setattr__(self, "stop", _strings("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        self.sampling  # noqa: B018 - checks the rest
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """What a beam has in common with a completion that is drawn: when it ends, and its text."""
+        return SamplingParams(
+            temperature=0,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            skip_special_tokens=self.skip_special_tokens,
+            logprobs=0,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +375,24 @@ def _number(name: str, value: object, low: float, high: float, *, above: bool = 
     )
 
 
-def _strings(stop: str | Iterable[str] | None) -> tuple[str, ...]:
-    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+def _strings(name: str, given: str | Iterable[str] | None) -> tuple[str, ...]:
+    strings = () if given is None else (given,) if isinstance(given, str) else tuple(given)
     for string in strings:
         if not isinstance(string, str) or not string:
-            raise ValueError(f"stop: expected non-empty strings, got {string!r}")
+            raise ValueError(f"{name}: expected non-empty strings, got {string!r}")
     return strings
+
+
+def _schema(given: str | Mapping[str, Any] | None) -> str:
+    """A JSON schema as text. Raises ValueError for what is no JSON object or boolean."""
+    try:
+        text = given if isinstance(given, str) else json.dumps(given)
+        schema = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"json: the schema is no JSON: {error}") from None
+    if not isinstance(schema, (dict, bool)):
+        raise ValueError(f"json: expected a JSON schema, an object, got {text:.80}")
+    return text
 
 
 def _ids(name: str, ids: Iterable[int] | None) -> tuple[int, ...]:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import DEFAULT_MAX_TOKENS, EngineConfig, SamplingParams
+from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
 from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
+from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
 from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.results import Reader, request_output
@@ -89,6 +90,7 @@ class LLM:
             pages * PAGE_TOKENS,
             frozenset(self.tokenizer.eog_ids),
             DEFAULT_MAX_TOKENS,
+            Grammars(self.tokenizer),
         )
         self._meter = open_meter(self.executable) if config.stats else None
         store = open_prefix_store(
@@ -115,11 +117,15 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> list[RequestOutput]:
         """Complete every prompt (text or token ids); results in the order of the prompts.
 
         params: for all, or one for each prompt. progress: called with (finished, all) as requests
-        finish. Raises ValueError, before any prompt runs, if one does not fit or names a token that
+        finish. priority: lower ones come first, and others make room for them. timeout_s: what is unfinished
+        after so many seconds ends with finish_reason "timeout". Raises ValueError, before any prompt runs, if one does not fit or names a token that
         is not there.
         """
         listed = _as_list(prompts)
@@ -127,43 +133,79 @@ class LLM:
             params = [params or SamplingParams()] * len(listed)
         if len(params) != len(listed):
             raise ValueError(f"params: {len(params)} given for {len(listed)} prompts")
-        requests = [self._request(p, s) for p, s in zip(listed, params, strict=True)]
+        requests = [
+            self._request(p, s, None, priority, timeout_s)
+            for p, s in zip(listed, params, strict=True)
+        ]
         self._run(requests, progress)
         return [
             self._output(request, prompt if isinstance(prompt, str) else None)
             for request, prompt in zip(requests, listed, strict=True)
         ]
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams
+    ) -> list[RequestOutput]:
+        """The likeliest completions of every prompt, best first. Raises ValueError as generate does.
+
+        >>> llm.beam_search("The capital of France is", BeamSearchParams(beam_width=4, max_tokens=8))
+        """
+        listed = _as_list(prompts)
+        requests = [self._request(prompt, params) for prompt in listed]
+        self._run(requests)
+        return [
+            self._output(request, prompt if isinstance(prompt, str) else None)
+            for request, prompt in zip(requests, listed, strict=True)
+        ]
+
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> RequestOutput:
         """The model's answer to a conversation, put into its own chat template.
 
         Raises ValueError as generate does.
         """
         ids, text = self._chat_prompt(messages)
-        request = self._request(ids, params or SamplingParams())
+        request = self._request(ids, params or SamplingParams(), None, priority, timeout_s)
         self._run([request])
         return self._output(request, text)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamChunk]:
         """Chunks as the completion grows; closing the iterator ends the request and frees its
         pages.
 
         Raises ValueError, at once, as generate does, and for params.n above 1.
         """
         text = prompt if isinstance(prompt, str) else None
-        return self._begin_stream(prompt, text, params or SamplingParams())
+        return self._begin_stream(prompt, text, params, priority, timeout_s)
 
     def stream_chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Iterator[StreamChunk]:
         """`stream` of the answer to a conversation."""
         ids, text = self._chat_prompt(messages)
-        return self._begin_stream(ids, text, params or SamplingParams())
+        return self._begin_stream(ids, text, params, priority, timeout_s)
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Logits [T, V] of every token's successor. Raises ValueError if the tokens do not fit."""
+        self._runner.check()
         request = self._bounds.scoring_request(self._next_id(), list(token_ids))
         self._run([request])
         logits = request.sequences[0].logits
@@ -187,6 +229,7 @@ class LLM:
         from cpuinfer.machine.ceilings import ceilings
         from cpuinfer.machine.isa import best, load
 
+        self._runner.check_fork()
         meter = self._meter
         if meter is None:
             raise ValueError("stats: nothing was measured; make the LLM with stats=True")
@@ -292,7 +335,12 @@ class LLM:
         return str(next(self._numbers))
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | BeamSearchParams,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
     ) -> Request:
         from cpuinfer.text.detokenize import Detokenizer
 
@@ -305,6 +353,8 @@ class LLM:
             lambda: Detokenizer(
                 self.tokenizer, skip_special=params.skip_special_tokens, continues=True
             ),
+            priority,
+            timeout_s,
         )
 
     def _run(
@@ -326,11 +376,17 @@ class LLM:
                 self._runner.abort(left)
 
     def _begin_stream(
-        self, prompt: Prompt, text: str | None, params: SamplingParams
+        self,
+        prompt: Prompt,
+        text: str | None,
+        params: SamplingParams | None,
+        priority: int,
+        timeout_s: float | None,
     ) -> Iterator[StreamChunk]:
-        if params.n > 1:
-            raise ValueError(f"n: a stream is one completion, got {params.n}; use generate")
-        return self._stream(self._request(prompt, params), text)
+        params = params or SamplingParams()
+        if params.n_drawn > 1:
+            raise ValueError(f"n: a stream is one completion, got {params.n_drawn}; use generate")
+        return self._stream(self._request(prompt, params, None, priority, timeout_s), text)
 
     def _stream(self, request: Request, prompt: str | None) -> Iterator[StreamChunk]:
         mailbox: SimpleQueue[Ticket] = SimpleQueue()

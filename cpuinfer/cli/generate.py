@@ -48,6 +48,9 @@ def generate(
     frequency_penalty: sampling.FrequencyPenalty = 0.0,
     seed: sampling.Seed = None,
     stop: sampling.Stop = None,
+    json_schema: sampling.JsonSchema = None,
+    regex: sampling.Regex = None,
+    grammar: sampling.Grammar = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on after the model's end of text.")
     ] = False,
@@ -80,6 +83,7 @@ def generate(
         seed=seed,
         stop=stop or None,
         ignore_eos=ignore_eos,
+        structured_outputs=sampling.structured_outputs(json_schema, regex, grammar),
         logprobs=logprobs,
     )
     if logprobs is not None and not json:

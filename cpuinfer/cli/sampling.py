@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from cpuinfer.cli.boundary import usage
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cpuinfer.config import SamplingParams
+    from cpuinfer.config import SamplingParams, StructuredOutputsParams
     from cpuinfer.engine.outputs import StreamChunk
     from cpuinfer.llm import LLM
     from cpuinfer.machine.roofline import Roofline, Stats
@@ -48,6 +49,44 @@ Seed = Annotated[
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be repeated.")
 ]
+
+JsonSchema = Annotated[
+    str | None,
+    typer.Option(
+        "--json-schema", help="The answer is JSON of this schema (a file, or JSON), without spaces."
+    ),
+]
+Regex = Annotated[str | None, typer.Option("--regex", help="The answer matches it as a whole.")]
+Grammar = Annotated[
+    Path | None,
+    typer.Option("--grammar", help="The answer is a sentence of the grammar in this file."),
+]
+
+
+def structured_outputs(
+    json_schema: str | None, regex: str | None, grammar: Path | None
+) -> StructuredOutputsParams | None:
+    """The form that the options ask for, None for none; several, or a file that cannot be read: a usage error."""
+    from cpuinfer.config import StructuredOutputsParams
+
+    if json_schema is None and regex is None and grammar is None:
+        return None
+    if json_schema is not None and not json_schema.lstrip().startswith("{"):
+        json_schema = _text(Path(json_schema), "--json-schema")
+    text = None if grammar is None else _text(grammar, "--grammar")
+    with usage("--json-schema, --regex, --grammar"):
+        # Small models fill the space that JSON allows between its parts until their tokens are used up.
+        compact = json_schema is not None
+        return StructuredOutputsParams(
+            json=json_schema, regex=regex, grammar=text, disable_any_whitespace=compact
+        )
+
+
+def _text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path}: {error}", param_hint=option) from error
 
 
 def sampling_params(**options: Any) -> SamplingParams:

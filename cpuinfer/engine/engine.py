@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from cpuinfer.devices.base import Executable, Limits
+from cpuinfer.engine.beam import BeamSearch
 from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
@@ -123,18 +124,27 @@ class Engine:
         return overdue + self._commit(step, sampled)
 
     def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
+        searches: list[BeamSearch] = []
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
             self.scheduler.advance(chunk)
+            if sequence.search is not None:
+                if result.likeliest and sequence.search.take(sequence, result.likeliest):
+                    searches.append(sequence.search)
+                continue
             if sequence.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
                 sequence.append(result.token, result.logprobs)
+            elif result.error is not None:
+                sequence.finish("error", result.error)
             elif sequence.logits is not None and sequence.remaining == 0:
                 sequence.finish("length")
             if sequence.finish_reason is not None:
                 self.scheduler.pins.keep(sequence)
                 self.scheduler.remove(sequence)
+        for search in searches:
+            search.advance(self.scheduler)
         return [chunk.sequence for chunk in step.chunks]
 
     def _end(self, sequences: Iterable[Sequence], reason: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
@@ -16,7 +16,7 @@ from cpuinfer.engine.sequence import Request
 PREFIX = "cpuinfer:"
 RATE_SECONDS = 10
 """tokens_per_s is over the last so many whole seconds."""
-FINISH_REASONS = ("stop", "length", "abort")
+FINISH_REASONS = ("stop", "length", "abort", "timeout", "error")
 """Those that are counted from the start, so that a counter does not begin at its first event."""
 
 # Seconds; vLLM's bounds, less those that a CPU does not reach.
@@ -51,10 +51,10 @@ class Histogram:
 class Metrics:
     """An engine between two steps. Gauges are of now, all others count from the start.
 
-    requests_running: with KV pages; waiting: without; swapped: those whose pages are kept elsewhere meanwhile.
+    requests_running: with KV pages; waiting: without; swapped: those of them whose pages are kept elsewhere meanwhile.
     kv_pages_used: held by requests; shared: of these by several sequences; known: full pages that the prefix index
-    finds, held or free. kv_slots_wasted: places for tokens on used pages that no token has.
-    prefix_hits: prompt tokens whose keys and values an earlier request had left.
+    finds, held or free. kv_slots_wasted: places for tokens on used pages that hold no computed token.
+    prefix_queries, prefix_hits: prompt tokens of requests that started, and those whose keys and values were there.
     preemptions: by how the pages come back. requests_finished: by finish_reason. tokens_per_s: generated, over the
     last RATE_SECONDS. Histograms are in seconds, from when the engine was given the request: until its first step
     (queue), its first token and its end; and between two tokens of a completion.
@@ -68,6 +68,7 @@ class Metrics:
     kv_pages_shared: int
     kv_pages_known: int
     kv_slots_wasted: int
+    prefix_queries: int
     prefix_hits: int
     preemptions: Mapping[str, int]
     requests_finished: Mapping[str, int]
@@ -83,7 +84,7 @@ class Metrics:
     @property
     def prefix_hit_rate(self) -> float:
         """Of prompt tokens, 0 where there were none."""
-        return self.prefix_hits / self.prompt_tokens if self.prompt_tokens else 0.0
+        return self.prefix_hits / self.prefix_queries if self.prefix_queries else 0.0
 
     @property
     def kv_waste(self) -> float:
@@ -131,7 +132,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.finish_reasons = Counter(dict.fromkeys(FINISH_REASONS, 0))
-        self.steps = self.prompt_tokens = self.prefix_hits = self.generation_tokens = 0
+        self.steps = self.prompt_tokens = self.generation_tokens = 0
         self.queue, self.first = _Tally(_WHOLE), _Tally(_FIRST)
         self.between, self.whole = _Tally(_BETWEEN), _Tally(_WHOLE)
         self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_SECONDS + 1)
@@ -161,8 +162,11 @@ class Recorder:
         """A request is done."""
         if not progress.begun and request.sequences[0].started is not None:
             self._begin(request, progress)
-        self.finish_reasons[request.sequences[0].finish_reason or "abort"] += 1
-        ends = [sequence.finished for sequence in request.sequences if sequence.finished]
+        completions = request.completions
+        if request.sequences[0].search is not None:
+            self.generation_tokens += sum(len(s.tokens) - s.n_prompt for s in completions)
+        self.finish_reasons[completions[0].finish_reason or "abort"] += 1
+        ends = [sequence.finished for sequence in completions if sequence.finished]
         self.whole.observe(max(ends, default=request.created) - request.created)
 
     def tokens_per_s(self, now: float) -> float:
@@ -174,26 +178,26 @@ class Recorder:
         progress.begun = True
         first = request.sequences[0]
         self.prompt_tokens += first.n_prompt
-        self.prefix_hits += first.cached
         if first.started is not None:
             self.queue.observe(first.started - request.created)
 
 
-def snapshot(recorder: Recorder, scheduler: Scheduler, requests: Sequence[Request]) -> Metrics:
-    """What was recorded, and how the scheduler stands with these unfinished requests."""
-    pool = scheduler.pool
-    holding = [request for request in requests if any(s.pages for s in request.sequences)]
+def snapshot(recorder: Recorder, scheduler: Scheduler) -> Metrics:
+    """What was recorded, and how the scheduler stands."""
+    pool, counters = scheduler.pool, scheduler.counters
+    holders = Counter(pool.holders(page) for page in range(pool.n_pages))
     return Metrics(
-        requests_running=len(holding),
-        requests_waiting=len(requests) - len(holding),
-        requests_swapped=0,
+        requests_running=len(scheduler.running),
+        requests_waiting=len(scheduler.waiting) + len(scheduler.preempted),
+        requests_swapped=sum(bool(group.parked) for group in scheduler.preempted),
         kv_pages_total=pool.n_pages,
-        kv_pages_used=pool.n_pages - pool.n_free,
-        kv_pages_shared=sum(pool.holders(page) > 1 for page in range(pool.n_pages)),
+        kv_pages_used=pool.n_pages - holders[0],
+        kv_pages_shared=pool.n_pages - holders[0] - holders[1],
         kv_pages_known=pool.n_known,
-        kv_slots_wasted=_wasted(holding),
-        prefix_hits=recorder.prefix_hits,
-        preemptions=MappingProxyType({}),
+        kv_slots_wasted=scheduler.wasted_slots,
+        prefix_queries=counters.prefix_asked,
+        prefix_hits=counters.prefix_hit,
+        preemptions=MappingProxyType({"recompute": counters.recomputed, "swap": counters.swapped}),
         requests_finished=MappingProxyType(dict(recorder.finish_reasons)),
         steps=recorder.steps,
         prompt_tokens=recorder.prompt_tokens,
@@ -204,18 +208,6 @@ def snapshot(recorder: Recorder, scheduler: Scheduler, requests: Sequence[Reques
         between_tokens_seconds=recorder.between.histogram(),
         request_seconds=recorder.whole.histogram(),
     )
-
-
-def _wasted(requests: Iterable[Request]) -> int:
-    """Places on held pages that no token has; of a shared last page, those that none of its sequences has."""
-    spare: dict[int, int] = {}
-    for request in requests:
-        for sequence in request.sequences:
-            if sequence.pages:
-                own = len(sequence.pages) * PAGE_TOKENS - len(sequence.tokens)
-                last = sequence.pages[-1]
-                spare[last] = min(spare.get(last, own), own)
-    return sum(max(0, n) for n in spare.values())
 
 
 def _exposition(metrics: Metrics, labels: Mapping[str, str]) -> Iterator[str]:
@@ -231,7 +223,7 @@ def _exposition(metrics: Metrics, labels: Mapping[str, str]) -> Iterator[str]:
         ("kv_pages_known", "gauge", "Full KV pages that the prefix index finds.", metrics.kv_pages_known),
         ("kv_slots_wasted", "gauge", "Places for tokens on used KV pages that no token has.", metrics.kv_slots_wasted),
         ("generation_tokens_per_second", "gauge", f"Over the last {RATE_SECONDS} s.", metrics.tokens_per_s),
-        ("prefix_cache_queries_total", "counter", "Prompt tokens looked for in the prefix index.", metrics.prompt_tokens),
+        ("prefix_cache_queries_total", "counter", "Prompt tokens looked for in the prefix index.", metrics.prefix_queries),
         ("prefix_cache_hits_total", "counter", "Prompt tokens found there.", metrics.prefix_hits),
         ("prompt_tokens_total", "counter", "Prompt tokens.", metrics.prompt_tokens),
         ("generation_tokens_total", "counter", "Generated tokens.", metrics.generation_tokens),

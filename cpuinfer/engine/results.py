@@ -65,7 +65,7 @@ def request_output(
         prompt_logprobs=None
         if prompt_logprobs is None
         else [_logprobs(entry, decode) if entry else None for entry in prompt_logprobs],
-        outputs=[_completion(sequence, decode) for sequence in request.sequences],
+        outputs=[_completion(i, s, decode) for i, s in enumerate(request.completions)],
         num_cached_tokens=first.cached,
         seed=first.seed,
         timings=timings(request, load_s),
@@ -76,7 +76,7 @@ def timings(request: Request, load_s: float) -> Timings:
     """What a request took. Its sequences run side by side: the first to start and the last to end
     count.
     """
-    sequences = request.sequences
+    sequences = request.completions
     last = max(s.finished or request.created for s in sequences)
     started = min((s.started for s in sequences if s.started), default=last)
     first = min((s.first_token for s in sequences if s.first_token), default=last)
@@ -92,14 +92,14 @@ def timings(request: Request, load_s: float) -> Timings:
     )
 
 
-def _completion(sequence: Sequence, decode: Decode) -> CompletionOutput:
+def _completion(index: int, sequence: Sequence, decode: Decode) -> CompletionOutput:
     listed = sequence.logprobs if sequence.params.logprobs is not None else None
     return CompletionOutput(
-        index=sequence.choice,
+        index=index,
         text=sequence.stream.text,
         token_ids=sequence.generated,
         logprobs=None if listed is None else [_logprobs(entry, decode) for entry in listed],
-        cumulative_logprob=None if listed is None else sum(e[0].logprob for e in listed),
+        cumulative_logprob=sequence.cumulative_logprob if sequence.logprobs else None,
         finish_reason=sequence.finish_reason,
         stop_reason=sequence.stop_reason,
     )

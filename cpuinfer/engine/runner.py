@@ -224,7 +224,8 @@ class _Core:
             stepped = self.engine.step()
         except Exception as error:
             # It would fail again. Those who share it hold pages; where nobody does, nobody is to blame alone.
-            sharing = [t for t in self.tickets if any(s.pages for s in t.request.sequences)]
+            held = {group.request for group in self.engine.scheduler.running}
+            sharing = [ticket for ticket in self.tickets if ticket.request in held]
             self.end(sharing or list(self.tickets), error)
             return
         now = perf_counter()
@@ -246,7 +247,8 @@ class _Core:
             progress = self.tickets[ticket]
             grown = len(sequence.tokens) > progress.n_tokens[i]
             if grown:
-                new_tokens += self.recorder.token(ticket.request, progress, i, now)
+                n = self.recorder.token(ticket.request, progress, i, now)
+                new_tokens += n if sequence.search is None else 0  # which beams count, the end says
             if sequence.finish_reason is not None and ticket.request.done:
                 self.finish(ticket)
             elif ticket.follows and grown:
@@ -324,8 +326,7 @@ class _Core:
 
     def metrics(self) -> Metrics:
         """See EngineThread."""
-        requests = [ticket.request for ticket in self.tickets]
-        return snapshot(self.recorder, self.engine.scheduler, requests)
+        return snapshot(self.recorder, self.engine.scheduler)
 
 
 Message = tuple[Callable[[_Core, Any], None], Any]

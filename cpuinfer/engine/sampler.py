@@ -209,11 +209,14 @@ def _score(row: Logits, score: Score) -> Scored:
     )
 
 
-def logprobs(scored: Scored, token: int) -> tuple[TokenLogprob, ...]:
-    """The token, then the others of the most likely ones that were listed (equals: the lowest ids)."""
+def likeliest(scored: Scored) -> list[TokenLogprob]:
+    """The most likely tokens that were listed, best first (equals: the lowest ids)."""
     log_z = log_total(scored.total)
-    listed = [TokenLogprob(token, scored.value - scored.top - log_z, scored.rank)]
-    for i, rank, value in zip(scored.ids, scored.ranks, scored.values, strict=True):
-        if i != token:
-            listed.append(TokenLogprob(i, value - scored.top - log_z, rank))
-    return tuple(listed)
+    listed = zip(scored.ids, scored.ranks, scored.values, strict=True)
+    return [TokenLogprob(i, value - scored.top - log_z, rank) for i, rank, value in listed]
+
+
+def logprobs(scored: Scored, token: int) -> tuple[TokenLogprob, ...]:
+    """The token, then the others of the most likely ones that were listed."""
+    own = TokenLogprob(token, scored.value - scored.top - log_total(scored.total), scored.rank)
+    return own, *(entry for entry in likeliest(scored) if entry.token != token)

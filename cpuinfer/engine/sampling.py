@@ -8,21 +8,39 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.devices.sampling import Choice, Sampler, Score
-from cpuinfer.engine.sampler import NumpySampler, best, edited, logprobs
+from cpuinfer.devices.sampling import Choice, Edits, Sampler, Score
+from cpuinfer.engine.grammar import GrammarError
+from cpuinfer.engine.random import random_bits
+from cpuinfer.engine.sampler import (
+    NumpySampler,
+    TokenLogprob,
+    best,
+    draw,
+    edited,
+    likeliest,
+    logprobs,
+)
 from cpuinfer.engine.scheduler import Chunk
 from cpuinfer.engine.sequence import TokenLogprobs
 
 _REFERENCE = NumpySampler()
+_FEW = 2048
+"""Allowed tokens up to which NumPy chooses among them alone, which takes it less time than masking all others."""
+
+Mask = NDArray[np.bool_]
 
 
 @dataclass(slots=True)
 class Sampled:
-    """What a chunk's rows gave: log-probabilities of prompt tokens, perhaps the next token."""
+    """What a chunk's rows gave: log-probabilities of prompt tokens, perhaps the next token, or why there is none; of a
+    beam the likeliest next tokens.
+    """
 
     token: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    error: str | None = None
+    likeliest: list[TokenLogprob] | None = None
 
 
 def sample_step(
@@ -34,9 +52,10 @@ def sample_step(
     """
     sampled = [Sampled() for _ in chunks]
     choices: list[Choice] = []
+    masks: dict[int, Mask] = {}  # by the number of the choice
     chosen: list[int] = []  # whose choices they are
     scores: list[Score] = []
-    scored: list[tuple[Sampled, bool]] = []
+    scored: list[tuple[Sampled, str]] = []
     end_row = 0
     for i, chunk in enumerate(chunks):
         end_row += chunk.n_rows
@@ -48,18 +67,28 @@ def sample_step(
         if sequence.prompt_logprobs is not None and chunk.n_rows:
             asked = _prompt_scores(chunk, end_row - chunk.n_rows)
             scores += asked
-            scored += [(sampled[i], True)] * len(asked)
+            scored += [(sampled[i], "prompt")] * len(asked)
         if chunk.n_tokens == sequence.remaining:
+            if sequence.search is not None:
+                scores.append(Score(end_row - 1, 0, sequence.search.n_listed))
+                scored.append((sampled[i], "beam"))
+                continue
+            if sequence.grammar is not None:
+                try:
+                    masks[len(choices)] = sequence.grammar.allowed()
+                except GrammarError as error:
+                    sampled[i].error = str(error)
+                    continue
             choices.append(_choice(chunk, logits, end_row - 1))
             chosen.append(i)
     if choices:
-        tokens = _choose(logits, choices, sampler)
+        tokens = _choose_allowed(logits, choices, masks, sampler)
         for i, choice, token in zip(chosen, choices, tokens, strict=True):
             sampled[i].token = token
-            wanted = chunks[i].sequence.params.logprobs
+            wanted = chunks[i].sequence.params.n_logprobs
             if wanted is not None:
                 scores.append(Score(choice.row, token, wanted))
-                scored.append((sampled[i], False))
+                scored.append((sampled[i], "token"))
     if scores:
         _add_scores(logits, scores, scored, sampler)
     return sampled
@@ -71,6 +100,58 @@ def _choice(chunk: Chunk, logits: NDArray[np.float32], row: int) -> Choice:
     if adjustment is not None:
         edits = adjustment.edits(logits[row], tokens, sequence.n_prompt)
     return Choice(row, sequence.params, sequence.seed, sequence.choice, len(tokens), edits)
+
+
+def _choose_allowed(
+    logits: NDArray[np.float32],
+    choices: list[Choice],
+    masks: dict[int, Mask],
+    sampler: Sampler | None,
+) -> list[int]:
+    """A token for every choice, of those that its mask [V] allows, if it has one.
+
+    To mask is to set the other logits to -inf, whichever way is cheaper: few tokens are chosen from by themselves, as
+    weights of 0 change neither a filter nor a draw.
+    """
+    if not masks:
+        return _choose(logits, choices, sampler)
+    tokens = [-1] * len(choices)
+    many: list[int] = []
+    for i, mask in masks.items():
+        ids = mask.nonzero()[0]
+        if len(ids) == 1:
+            tokens[i] = int(ids[0])
+        elif len(ids) <= _FEW:
+            c = choices[i]
+            bits = 0 if c.filters.greedy else random_bits(c.seed, c.choice, c.position)
+            few = edited(logits[c.row], c.edits)[ids]
+            tokens[i] = int(ids[draw(few, c.filters, bits)])
+        else:
+            many.append(i)
+    free = [i for i in range(len(choices)) if i not in masks]
+    if free:
+        _place(tokens, free, _choose(logits, [choices[i] for i in free], sampler))
+    if many:
+        masked = np.full((len(many), logits.shape[1]), -np.inf, np.float32)
+        among = []
+        for row, i in enumerate(many):
+            c, mask = choices[i], masks[i]
+            np.copyto(masked[row], logits[c.row], where=mask)
+            among.append(c._replace(row=row, edits=_allowed_edits(c.edits, mask)))
+        _place(tokens, many, _choose(masked, among, sampler))
+    return tokens
+
+
+def _place(tokens: list[int], places: list[int], chosen: list[int]) -> None:
+    for place, token in zip(places, chosen, strict=True):
+        tokens[place] = token
+
+
+def _allowed_edits(edits: Edits | None, mask: Mask) -> Edits | None:
+    if edits is None:
+        return None
+    kept = mask[edits.ids]
+    return Edits(edits.ids[kept], edits.values[kept])
 
 
 def _choose(
@@ -107,15 +188,16 @@ def _prompt_scores(chunk: Chunk, row: int) -> list[Score]:
 def _add_scores(
     logits: NDArray[np.float32],
     scores: list[Score],
-    owners: list[tuple[Sampled, bool]],
+    owners: list[tuple[Sampled, str]],
     sampler: Sampler | None,
 ) -> None:
     found = (sampler or _REFERENCE).score(logits, scores)
-    for score, scored, (sampled, of_prompt) in zip(scores, found, owners, strict=True):
+    for score, scored, (sampled, of) in zip(scores, found, owners, strict=True):
         if scored.total < 0:
             best(logits[score.row])  # raises, and says why
-        listed = logprobs(scored, score.token)
-        if of_prompt:
-            sampled.prompt_logprobs.append(listed)
+        if of == "beam":
+            sampled.likeliest = likeliest(scored)
+        elif of == "prompt":
+            sampled.prompt_logprobs.append(logprobs(scored, score.token))
         else:
-            sampled.logprobs = listed
+            sampled.logprobs = logprobs(scored, score.token)

@@ -11,10 +11,12 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from cpuinfer.config import SamplingParams
+from cpuinfer.config import BeamSearchParams, SamplingParams
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.adjust import Adjustment
+from cpuinfer.engine.beam import BeamSearch
 from cpuinfer.engine.blocks import NO_PREFIX
+from cpuinfer.engine.grammar import Grammar, GrammarError, Grammars
 from cpuinfer.engine.numerics import MAX_VOCAB
 from cpuinfer.engine.outputs import Detokenizer, TextStream
 from cpuinfer.engine.sampler import TokenLogprob
@@ -48,7 +50,8 @@ class Sequence:
     cached: prompt tokens that were found there, or shared with another completion, instead of
     being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a
     sequence that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the
-    logits, None where they stay as they are.
+    logits, None where they stay as they are. grammar: what form the completion must have, and where
+    it stands in it. search: the one that it is a beam of.
     """
 
     params: SamplingParams
@@ -61,6 +64,8 @@ class Sequence:
     stream: TextStream
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     logits: NDArray[np.float32] | None = None
+    grammar: Grammar | None = None
+    search: BeamSearch | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pages: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
@@ -86,6 +91,16 @@ class Sequence:
     def generated(self) -> list[int]:
         """The completion's tokens."""
         return self.tokens[self.n_prompt :]
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Of the completion's tokens, by the model itself; 0 where they were not asked for."""
+        return sum(listed[0].logprob for listed in self.logprobs)
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether it has ended otherwise than by its own end or its most tokens."""
+        return self.finish_reason not in ("stop", "length")
 
     @property
     def remaining(self) -> int:
@@ -123,6 +138,7 @@ class Sequence:
             choice=choice,
             tokens=self.tokens.copy(),
             stream=self.stream.fork(),
+            grammar=self.grammar and self.grammar.copy(),
             prompt_logprobs=None,
             logprobs=self.logprobs.copy(),
             pages=array("i"),
@@ -131,6 +147,14 @@ class Sequence:
             prefix=NO_PREFIX,
         )
 
+    def would_end(self, token: int) -> bool:
+        """Whether `append` of the token would end it; for beams, which have no grammar."""
+        if token in self.end_ids or len(self.tokens) + 1 >= self.limit:
+            return True
+        if not self.params.stop_strings:
+            return False
+        return self.stream.fork().push(token) is not None
+
     def append(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take a sampled token, with its text, and end where it, its text or the limit says so."""
         n = len(self.tokens) - self.n_prompt + 1
@@ -138,21 +162,27 @@ class Sequence:
         self.first_token = self.first_token or perf_counter()
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        params = self.params
+        params, grammar = self.params, self.grammar
         search = n > params.min_tokens
+        if grammar is not None and token not in self.end_ids:
+            try:
+                grammar.accept(token)
+            except GrammarError as error:
+                self.finish("error", str(error))
+                return
         if token in self.end_ids:
             if params.include_stop_str_in_output:
                 self.stream.push(token, search=False)
             self.finish("stop", token if token in params.stop_ids else None)
         elif stop := self.stream.push(token, search):
             self.finish("stop", stop)
-        elif len(self.tokens) >= self.limit:
+        elif (ended := grammar is not None and grammar.ended) or len(self.tokens) >= self.limit:
             stop = self.stream.finish(search)
-            self.finish("stop" if stop else "length", stop)
+            self.finish("stop" if stop or ended else "length", stop)
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         """End with that reason; text that was held back is let go, except behind a stop string."""
-        if not isinstance(stop_reason, str):
+        if reason != "stop" or not isinstance(stop_reason, str):
             self.stream.finish(search=False)
         self.finish_reason = reason
         self.stop_reason = stop_reason
@@ -161,7 +191,7 @@ class Sequence:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt's sequences: one per completion, all of the same prompt.
+    """A prompt's sequences: one per completion, all of the same prompt; or the first beam of a search.
 
     priority: lower ones come first. timeout_s: seconds from `created` until what is unfinished ends with
     finish_reason "timeout"; None: never. width: most sequences at once where they fork while they run; None: those here.
@@ -177,14 +207,28 @@ class Request:
     @property
     def done(self) -> bool:
         """Whether every sequence has ended."""
+        if search := self.sequences[0].search:
+            return search.done
         return all(sequence.finish_reason for sequence in self.sequences)
+
+    @property
+    def completions(self) -> list[Sequence]:
+        """What is returned of a request that is done, in that order: all, the n of best_of, or a search's."""
+        first = self.sequences[0]
+        if first.search is not None:
+            return first.search.completions
+        if first.params.best_of is None:
+            return list(self.sequences)
+        ranked = sorted(self.sequences, key=lambda s: (s.was_cut_off, -s.cumulative_logprob))
+        return ranked[: first.params.n]
 
 
 @dataclass(frozen=True)
 class Bounds:
     """What requests of an engine must keep, checked before any is admitted.
 
-    kv_tokens: tokens that the KV pages hold, less pinned_tokens, which pinned prompts keep. end_ids: the model's end-of-generation tokens.
+    kv_tokens: tokens that the KV pages hold, less pinned_tokens, which pinned prompts keep. end_ids: the model's
+    end-of-generation tokens. grammars: compiles those of structured outputs; None where there is no tokenizer.
     """
 
     vocab_size: int
@@ -192,6 +236,7 @@ class Bounds:
     kv_tokens: int
     end_ids: frozenset[int]
     default_max_tokens: int
+    grammars: Grammars | None = None
     pinned_tokens: int = 0
 
     def __post_init__(self) -> None:
@@ -225,17 +270,20 @@ class Bounds:
         self,
         request_id: str,
         prompt: list[int],
-        params: SamplingParams,
+        params: SamplingParams | BeamSearchParams,
         detokenizer: Callable[[], Detokenizer] | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
         width: int | None = None,
     ) -> Request:
-        """A request for params.n completions; `detokenizer` makes one for each. priority, timeout_s, width: Request's.
+        """A request for the completions of params; `detokenizer` makes one for each. priority, timeout_s, width: Request's.
 
         Raises ValueError if the prompt does not fit, by itself or for n completions at once, if a token that params
-        name is outside the vocabulary, or if priority or timeout_s are no such numbers.
+        name is outside the vocabulary, if their grammar is malformed, or if priority or timeout_s are no such numbers.
         """
+        beams = params if isinstance(params, BeamSearchParams) else None
+        if isinstance(params, BeamSearchParams):
+            params = params.sampling
         _check_schedule(priority, timeout_s)
         self.check_prompt(prompt, room=1)
         for name, ids in (
@@ -248,9 +296,16 @@ class Bounds:
                 )
         if params.stop_strings and detokenizer is None:
             raise ValueError("stop: strings need a tokenizer; use stop_token_ids")
+        form = None
+        if params.structured_outputs is not None:
+            if self.grammars is None:
+                raise ValueError("structured_outputs: they need a tokenizer")
+            form = self.grammars.grammar(params.structured_outputs)
         wanted = params.max_tokens or self.default_max_tokens
         # The last token is never computed, so it needs no page.
-        room = self._room(len(prompt), max(params.n, width or 0)) + 1
+        width = beams.beam_width if beams else width
+        name = "beam_width" if beams else "n" if params.best_of is None else "best_of"
+        room = self._room(len(prompt), max(params.n_drawn, width or 0), name) + 1
         limit = min(len(prompt) + wanted, self.max_context, room)
         end_ids = params.stop_ids | (frozenset() if params.ignore_eos else self.end_ids)
         seed = int.from_bytes(os.urandom(8)) if params.seed is None else params.seed
@@ -268,12 +323,21 @@ class Bounds:
                 choice,
                 TextStream(made, params.stop_strings, params.include_stop_str_in_output),
                 prompt_logprobs=[None] if wants_prompt else None,
+                grammar=form and form.copy(),
             )
 
-        sequences = tuple(sequence(choice) for choice in range(params.n))
-        return Request(request_id, sequences, priority=priority, timeout_s=timeout_s, width=width)
+        sequences = tuple(sequence(choice) for choice in range(params.n_drawn))
+        if beams is not None:
+            sequences[0].search = BeamSearch(sequences[0], beams)
+        return Request(
+            request_id,
+            sequences,
+            priority=priority,
+            timeout_s=timeout_s,
+            width=width,
+        )
 
-    def _room(self, n_prompt: int, width: int) -> int:
+    def _room(self, n_prompt: int, width: int, name: str) -> int:
         """Most tokens of each of `width` sequences that share a prompt: all fit the KV pages at once.
 
         Raises ValueError if not even the prompt and a page of each its own do.
@@ -282,8 +346,8 @@ class Bounds:
         wanted = most_pages(n_prompt, n_prompt, width)
         if wanted > pages:
             raise ValueError(
-                f"n: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
-                f" tokens, there are {pages}; lower n, shorten the prompt or raise kv_memory_bytes"
+                f"{name}: {width} completions of a prompt of {n_prompt} tokens need {wanted} KV pages of {PAGE_TOKENS}"
+                f" tokens, there are {pages}; lower {name}, shorten the prompt or raise kv_memory_bytes"
             )
         shared = shared_pages(n_prompt)
         return (shared + (pages - shared) // width) * PAGE_TOKENS

@@ -139,3 +139,28 @@ def test_types_without_a_kernel_are_named(
     result = run("generate", model, "-p", "hello", "-t", 1, "--max-tokens", 1)
     assert result.exit_code == 0, result.stderr
     assert "without a native kernel (Q5_0) are stored as F32" in result.stderr
+
+
+def test_an_answer_with_a_form(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "answer.lark"
+    schema.write_text('{"enum": ["hello", 7]}')
+    grammar.write_text('start: "yes" | "no"')
+    for words, answers in (
+        (("--json-schema", schema), {'"hello"', "7"}),
+        (("--json-schema", '{"const": [true]}'), {"[true]"}),
+        (("--regex", "[ab]{3}"), {a + b + c for a in "ab" for b in "ab" for c in "ab"}),
+        (("--grammar", grammar), {"yes", "no"}),
+    ):
+        found = generate(run, tiny_model, *words)
+        assert found["text"].replace(" ", "").strip() in answers
+        assert found["finish_reason"] == "stop"
+    for words, code in (
+        (("--regex", "a", "--json-schema", "{}"), 2),
+        (("--json-schema", tmp_path / "none"), 2),
+        (("--json-schema", "{"), 2),
+        (("--regex", "a", "--ignore-eos"), 2),
+        (("--regex", "("), 1),
+    ):
+        result = run("generate", tiny_model, "-p", "a", *words)
+        assert result.exit_code == code and "Traceback" not in result.stderr

@@ -86,8 +86,8 @@ def test_kv_pages_from_the_budget() -> None:
         EngineConfig(kv_memory_bytes=4000).pages(1000, 16, 4096)
 
 
-def test_the_package_exports_two_names_and_imports_nothing_heavy() -> None:
-    assert cpuinfer.__all__ == ["LLM", "SamplingParams"]
+def test_the_package_exports_three_names_and_imports_nothing_heavy() -> None:
+    assert cpuinfer.__all__ == ["LLM", "AsyncLLM", "SamplingParams"]
     assert cpuinfer.SamplingParams is SamplingParams
     with pytest.raises(AttributeError, match="nonsense"):
         cpuinfer.nonsense  # noqa: B018

@@ -325,3 +325,45 @@ def test_stats_are_kept_where_asked_for(cache: None, tiny_model: Path) -> None:
         shares = sum(op.share_of_time for op in phase.ops)
         assert shares + (phase.fork_join_s + phase.python_s) / phase.seconds == pytest.approx(1)
     assert llm.stats().phases == ()
+
+
+def test_priority_and_time_reach_the_engine(cache: None, tiny_model: Path) -> None:
+    order: list[int] = []
+
+    def work(priority: int) -> None:
+        llm.generate("hello", GREEDY, priority=priority)
+        order.append(priority)
+
+    def refused() -> None:
+        try:
+            llm.generate("hello", GREEDY)
+        except ValueError as error:
+            errors.append(error)
+
+    errors: list[ValueError] = []
+    options = {"threads": 1, "max_sequences": 1, "max_waiting": 3}
+    with LLM(tiny_model, **options) as llm, stepping(llm) as steps:
+        threads = [threading.Thread(target=work, args=(p,)) for p in (0, 2, -1, 1)]
+        for thread in threads:
+            thread.start()
+            if thread is threads[0]:
+                steps.wait_begun()
+        while llm._runner._core.inbox.qsize() < 3:
+            pass
+        threads.append(threading.Thread(target=refused))
+        threads[-1].start()
+        while llm._runner._core.inbox.qsize() < 4:
+            pass
+        steps.permit(100)
+        for thread in threads:
+            thread.join(60)
+        assert len(errors) == 1 and "the queue is full" in str(errors[0])
+        assert order == [0, -1, 1, 2]
+        chunks = list(llm.stream("hello", GREEDY, timeout_s=0))
+        assert [chunk.finish_reason for chunk in chunks] == ["timeout"]
+        (output,) = llm.generate("hello", GREEDY, timeout_s=0)
+        assert output.outputs[0].finish_reason == "timeout"
+        assert llm.metrics().requests_finished["timeout"] == 2
+        assert idle(llm)
+        with pytest.raises(ValueError, match="priority: expected an integer"):
+            llm.chat([{"role": "user", "content": "hello"}], priority=0.5)  # type: ignore[arg-type]

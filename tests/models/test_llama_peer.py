@@ -52,12 +52,10 @@ def halves(w: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
 
-def peer_logits(
-    weights: dict[str, NDArray[np.float32]],
-    tokens: list[int],
-    rope: dict[str, Any],
-    window: int = 0,
-) -> NDArray[np.float32]:
+def peer_model(
+    weights: dict[str, NDArray[np.float32]], rope: dict[str, Any], window: int = 0
+) -> Any:
+    """transformers' model of the weights, in double precision."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     family = "Mistral" if window else "Llama"
@@ -92,6 +90,18 @@ def peer_logits(
     model = getattr(transformers, f"{family}ForCausalLM")(config).double().eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert set(missing) <= {"lm_head.weight"} and not unexpected
+    return model
+
+
+def peer_logits(
+    weights: dict[str, NDArray[np.float32]],
+    tokens: list[int],
+    rope: dict[str, Any],
+    window: int = 0,
+) -> NDArray[np.float32]:
+    model = peer_model(weights, rope, window)
+    import torch
+
     with torch.no_grad():
         return np.asarray(model(torch.tensor([tokens])).logits[0].float().numpy())
 

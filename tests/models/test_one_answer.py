@@ -34,6 +34,9 @@ def levels() -> list[str]:
 
 LEVELS = levels()
 needs_native = pytest.mark.skipif(not LEVELS, reason="no native library is installed")
+# Each type of weights, and each of pages: neither shows in how the other is done.
+PAIRS = [(matrix, KVType.F16) for matrix in tiny.NATIVE_TYPES]
+PAIRS += [(WeightType.Q4_0, kv_type) for kv_type in KVType if kv_type is not KVType.F16]
 TOKENS = np.random.default_rng(3).integers(0, 97, CONTEXT).tolist()
 
 
@@ -117,8 +120,7 @@ def test_native_fused_is_unfused(matrix: WeightType) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("kv_type", KVType)
-@pytest.mark.parametrize("matrix", tiny.NATIVE_TYPES)
+@pytest.mark.parametrize(("matrix", "kv_type"), PAIRS)
 def test_chunks_change_nothing(matrix: WeightType, kv_type: KVType) -> None:
     executable = native(matrix, kv_type)
     whole = prefill(executable, TOKENS, CONTEXT)
@@ -136,16 +138,11 @@ def test_levels_and_threads_change_nothing(matrix: WeightType) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("matrix", "kv_type"),
-    [(matrix, KVType.F16) for matrix in tiny.NATIVE_TYPES]
-    + [(WeightType.Q4_0, kv_type) for kv_type in KVType if kv_type is not KVType.F16],
-)
+@pytest.mark.parametrize(("matrix", "kv_type"), PAIRS)
 def test_numba_is_native(
     matrix: WeightType, kv_type: KVType, numba_device: Callable[..., Device]
 ) -> None:
-    """Fused here, unfused there, in other chunks and with other teams. Each type of weights, and each of pages: neither
-    shows in how the other is done."""
+    """Fused here, unfused there, in other chunks and with other teams."""
     program, weights = model(matrix)
     limits = Limits(CONTEXT, CONTEXT, 9 * PAGES, CONTEXT, kv_type)
     table = np.random.default_rng(8).permutation(9 * PAGES)[:PAGES].tolist()
