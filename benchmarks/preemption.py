@@ -60,7 +60,7 @@ class Pair:
     def away_s(self, way: str) -> float:
         """Seconds that it costs to lose all pages and come back that way."""
         self.engine.costs.prefers_swap = lambda *_: way == "swap"  # type: ignore[method-assign]
-        decode = self.decode_s(3)
+        decode = self.decode_s(2)
         n, steps = len(self.sequence.tokens), 0
         begin = time.perf_counter()
         self.engine.scheduler.preempt()
@@ -75,11 +75,14 @@ def measure(llm: LLM, length: int, options: argparse.Namespace) -> dict[str, Any
     most = 4 * (options.rounds + 1) * len(WAYS) + 4
     pair = Pair(llm, length, 64 + 8 * most, options.swap_path)
     samples: dict[str, list[float]] = {way: [] for way in WAYS}
+    lengths = []
     for i in range(options.rounds + 1):
         for way in WAYS:
             seconds = pair.away_s(way)
+            lengths.append(pair.sequence.computed)
             if i:  # the first touches memory that nothing has touched
                 samples[way].append(seconds)
+    length = round(statistics.median(lengths))  # it has grown meanwhile
     n_bytes = pages_of(length) * llm.executable.kv.image_bytes
     estimates = {"swap": pair.rule.swap_s(n_bytes), "recompute": pair.rule.recompute_s(length)}
     picks = CostRule.prefers_swap(pair.rule, length, n_bytes)

@@ -68,8 +68,6 @@ class Group:
 
         Of w that write to a page of h holders the last needs no copy where nobody else holds it: min(w, h - 1).
         """
-        if len(self.members) == 1:
-            return 0
         written = Counter(m.written_page for m in self.members if m.computed % PAGE_TOKENS)
         return sum(min(n, pool.holders(page) - 1) for page, n in written.items())
 

@@ -108,7 +108,7 @@ class CompletionOutput:
     token_ids include the token that ended it; text leaves it out. logprobs: for each token the
     reported ones by id (None if not asked for). cumulative_logprob: the sum over token_ids (None
     where neither logprobs nor best_of ask for it).
-    finish_reason: "stop", "length", "abort", or "error" where structured output cannot go on (its grammar met a limit).
+    finish_reason: "stop", "length", "abort", "timeout", or "error" where structured output cannot go on (its grammar met a limit).
     stop_reason: the stop string or stop token id that ended it, or the error; None for the model's own end and for
     that of a grammar.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ class QueueFull(ValueError):
     """As many requests wait as may."""
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A sequence's part of a step: its next n_tokens tokens; logits of the last n_rows of them."""
 
     sequence: Sequence
@@ -229,7 +229,9 @@ class Scheduler:
         for group in self.running:
             for sequence in group.members:
                 (decoding if sequence.remaining == 1 else prefill).append(sequence)
-        for sequence in decoding + prefill:
+        chunks += [Chunk(sequence, 1, 1) for sequence in decoding[: min(tokens, rows)]]
+        tokens, rows = tokens - len(chunks), rows - len(chunks)
+        for sequence in prefill:
             if chunk := _chunk(sequence, tokens, rows):
                 chunks.append(chunk)
                 tokens, rows = tokens - chunk.n_tokens, rows - chunk.n_rows
@@ -263,7 +265,9 @@ class Scheduler:
         position = 0
         while position < len(self.running):
             group = self.running[position]
-            wanted = group.pages_missing + group.copies(self.pool)
+            wanted = group.pages_missing
+            if len(group.members) > 1:
+                wanted += group.copies(self.pool)
             if wanted:
                 while wanted > self.pool.n_free and self.running[-1] is not group:
                     self.preempt()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,11 +21,18 @@ def hash_logits(tokens: list[int], vocab: int = VOCAB) -> NDArray[np.float32]:
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
     """
-    bits = np.uint64(hash(tuple(tokens)) & 0xFFFFFFFFFFFFFFFF) + _STEPS[:vocab]
+    return _logits(tuple(tokens), vocab)
+
+
+@lru_cache(1 << 13)
+def _logits(tokens: tuple[int, ...], vocab: int) -> NDArray[np.float32]:
+    bits = np.uint64(hash(tokens) & 0xFFFFFFFFFFFFFFFF) + _STEPS[:vocab]
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     bits ^= bits >> np.uint64(31)
-    return ((bits >> np.uint64(40)).astype(np.float32) * np.float32(12 / (1 << 24))) - np.float32(6)
+    logits = (bits >> np.uint64(40)).astype(np.float32) * np.float32(12 / (1 << 24)) - np.float32(6)
+    logits.flags.writeable = False
+    return logits
 
 
 class FakeExecutable:

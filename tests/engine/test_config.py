@@ -61,6 +61,10 @@ def test_sampling_values_out_of_range_are_refused_by_name(field: dict[str, objec
         {"max_context": -5},
         {"token_budget": 0},
         {"max_sequences": 0},
+        {"max_waiting": 0},
+        {"preemption": "never"},
+        {"swap_bytes": -1},
+        {"swap_path": "no/such/folder"},
     ],
 )
 def test_engine_values_out_of_range_are_refused_by_name(field: dict[str, object]) -> None:

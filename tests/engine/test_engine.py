@@ -154,7 +154,7 @@ def test_pages_come_back_from_the_swap_area(
 
 
 def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
-    e = engine(preemption="swap")
+    e = engine(preemption="swap", prefix_caching=False)
     one = request([1] * 20, SamplingParams(max_tokens=9, ignore_eos=True, seed=0), width=3)
     e.add(one)
     e.step()
@@ -162,6 +162,8 @@ def test_a_page_that_comes_back_shared_is_copied_before_it_is_written() -> None:
     children = [e.scheduler.fork(one.sequences[0], choice) for choice in (1, 2)]
     e.scheduler.preempt()
     assert e.scheduler.n_swapped == 3
+    assert isinstance(e.executable, FakeExecutable)
+    e.executable.tokens_of[:] = -1
     run(e)
     check_empty(e)
     check(one)

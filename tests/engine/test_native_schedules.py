@@ -62,7 +62,8 @@ def _answer(sequence: Sequence) -> object:
 
 @pytest.mark.parametrize("kv_type", list(KVType))
 def test_forks_and_preemption_change_no_bit(cache: None, tiny_model: Path, kv_type: KVType) -> None:
-    with LLM(tiny_model, device="native", kv_type=kv_type, token_budget=24) as llm:
+    options = {"device": "native", "threads": 1, "kv_type": kv_type, "token_budget": 24}
+    with LLM(tiny_model, **options) as llm:
         want = alone(llm)
         for preemption in ("recompute", "swap"):
             for prefix_caching in (True, False):
