@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from cpuinfer.devices.kv_memory import Bytes, KVMemory
+from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.engine.swap import SwapArea
 
 
 class Moves:
-    """What must be done to the KV pages before a step runs: first all copies, then what comes back from the swap area
-    or from the prefix store.
+    """What must be done to the KV pages before a step runs: first all copies, then what comes back from the swap area.
 
     The scheduler collects; whoever runs the step performs, once, whether or not the step then fails.
     """
@@ -20,10 +19,9 @@ class Moves:
         self._targets: list[int] = []
         self._coming: dict[int, int] = {}  # slot of every page that comes back
         self._used: list[int] = []  # slots to give back after that
-        self._writes: list[tuple[Sequence[int], Bytes]] = []
 
     def __bool__(self) -> bool:
-        return bool(self._sources or self._used or self._writes)
+        return bool(self._sources or self._used)
 
     def copy(self, source: int, target: int) -> None:
         """Set page `target` to what `source` holds now, or will when it is back, whatever becomes of it until then."""
@@ -38,11 +36,6 @@ class Moves:
         self._coming.update(pages)
         self._used += used
 
-    def write(self, pages: Sequence[int], images: Bytes) -> None:
-        """Set pages to images."""
-        if len(images):
-            self._writes.append((pages, images))
-
     def perform(self, kv: KVMemory, area: SwapArea | None) -> None:
         """Do it all, and forget it. area: where the slots are; None where none is used."""
         if self._sources:
@@ -55,6 +48,3 @@ class Moves:
             area.free(self._used)
             self._coming.clear()
             self._used.clear()
-        for pages, images in self._writes:
-            kv.write(pages, images)
-        self._writes.clear()

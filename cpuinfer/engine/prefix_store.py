@@ -19,6 +19,9 @@ Images = NDArray[np.uint8]
 PageKey = tuple[bytes, tuple[int, ...]]
 """A page: the name of the text before it, and its own tokens."""
 
+PAGES_AT_ONCE = 8
+"""Images in memory at a time: memory that a process has never touched is slower than hashing."""
+
 
 class Pages(Protocol):
     """Where pages are kept, as formats.kv_folder.PageFolder does in files."""
@@ -53,14 +56,12 @@ class PrefixStore:
 
     def __init__(self, pages: Pages, kv: KVMemory) -> None:
         self._pages = pages
-        self._kv = kv
+        self.kv = kv
 
-    def fetch(self, tokens: Sequence[int], first: int, most: int) -> Images:
-        """What is kept of a text's pages first .. most - 1: the images of those from `first` to one that is not there,
-        uint8 [n, image_bytes].
-        """
+    def load(self, tokens: Sequence[int], first: int, most: int, to: Sequence[int]) -> int:
+        """Set the pages to[first:most] of a text to what is kept of it; returns how many from `first` on are set."""
         if first >= most or not len(self._pages):
-            return np.empty((0, self._kv.image_bytes), np.uint8)
+            return 0
         keys: list[PageKey] = []
         parent = self._pages.fingerprint
         for number in range(most):
@@ -71,9 +72,17 @@ class PrefixStore:
                 if parent not in self._pages:
                     break
                 keys.append(key)
-        images = self._pages.read(keys)
-        self._pages.touch(keys[: len(images)])
-        return images
+        loaded = 0
+        while loaded < len(keys):
+            wanted = keys[loaded : loaded + PAGES_AT_ONCE]
+            images = self._pages.read(wanted)
+            at = first + loaded
+            self.kv.write(to[at : at + len(images)], images)
+            loaded += len(images)
+            if len(images) < len(wanted):
+                break
+        self._pages.touch(keys[:loaded])
+        return loaded
 
     def save(self, pool: BlockPool) -> int:
         """Keep all known pages of the pool; returns how many were not kept before. Raises OSError."""
@@ -85,7 +94,7 @@ class PrefixStore:
             names[known.prefix] = self._pages.name(key)
             keys.append(key)
             places.append(known.page)
-        return self._pages.save(keys, lambda chosen: self._kv.read([places[i] for i in chosen]))
+        return self._pages.save(keys, lambda chosen: self.kv.read([places[i] for i in chosen]))
 
 
 def fingerprint(program: Program, content: str, kv_type: KVType, numerics: str) -> bytes:

@@ -318,9 +318,9 @@ class Scheduler:
     def _load(self, sequence: Sequence, store: PrefixStore) -> None:
         """Take the pages that come after the known ones from the store, as far as it has them."""
         first = sequence.known
-        images = store.fetch(sequence.tokens, first, sequence.first_row // PAGE_TOKENS)
-        self._moves.write(sequence.pages[first : first + len(images)], images)
-        sequence.computed += len(images) * PAGE_TOKENS
+        self._moves.perform(store.kv, self.area)  # a page given out now may still be to be copied
+        most = sequence.first_row // PAGE_TOKENS
+        sequence.computed += PAGE_TOKENS * store.load(sequence.tokens, first, most, sequence.pages)
         self._learn(sequence)
 
     def _bear(self, group: Group) -> None:
