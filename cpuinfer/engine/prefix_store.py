@@ -19,7 +19,7 @@ Images = NDArray[np.uint8]
 PageKey = tuple[bytes, tuple[int, ...]]
 """A page: the name of the text before it, and its own tokens."""
 
-PAGES_AT_ONCE = 8
+PAGES_AT_ONCE = 16
 """Images in memory at a time: memory that a process has never touched is slower than hashing."""
 
 

@@ -88,6 +88,9 @@ class PageFolder:
         _make(path)
         self._names = set(self._scan())
         self._refused: set[bytes] = set()
+        self._readers = ThreadPoolExecutor(
+            READERS, "cpuinfer-prefixes"
+        )  # threads start when needed
 
     @property
     def file_bytes(self) -> int:
@@ -111,8 +114,7 @@ class PageFolder:
         Warns of a page that is refused, with the reason; it is not looked for again.
         """
         images = np.empty((len(keys), self._image_bytes), np.uint8)
-        with ThreadPoolExecutor(min(READERS, max(1, len(keys)))) as pool:
-            faults = list(pool.map(self._fault, keys, images))
+        faults = list(self._readers.map(self._fault, keys, images))
         for key, fault in zip(keys, faults, strict=True):
             if fault is not None:
                 self._names.discard(name_of(key))
