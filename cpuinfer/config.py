@@ -269,6 +269,9 @@ class EngineConfig:
     max_sequences: most sequences in flight; further ones wait.
     prefix_caching: keep the KV pages of finished requests while they are not needed otherwise, so that
         requests which begin alike compute that beginning once. Changes no bit of any result.
+    prefix_store: a folder for those pages, made if it is not there: LLM.close and LLM.save_prefixes write the known
+        ones to it, and requests of a later engine of the same model and KV type take them back. Changes no bit either.
+    prefix_store_bytes: most bytes of all pages in that folder; those used longest ago make room.
     max_waiting: most requests that wait for their first step; further ones are refused (QueueFull, a ValueError).
         None: no limit.
     preemption: how a request whose KV pages were taken by earlier ones comes back: "recompute" its tokens; "swap" its
@@ -290,6 +293,8 @@ class EngineConfig:
     token_budget: int = 512
     max_sequences: int = 32
     prefix_caching: bool = True
+    prefix_store: str | Path | None = None
+    prefix_store_bytes: int = 1 << 30
     max_waiting: int | None = None
     preemption: str = "auto"
     swap_bytes: int | None = None
@@ -302,8 +307,15 @@ class EngineConfig:
                 raise ValueError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in ("threads", "kv_memory_bytes", "max_context"):
             _integer(name, getattr(self, name), 1, optional=True)
-        for name in ("token_budget", "max_sequences"):
+        for name in ("token_budget", "max_sequences", "prefix_store_bytes"):
             _integer(name, getattr(self, name), 1)
+        if self.prefix_store is not None:
+            if not isinstance(self.prefix_store, (str, Path)) or not str(self.prefix_store):
+                raise ValueError(
+                    f"prefix_store: expected a folder or None, got {self.prefix_store!r}"
+                )
+            if not self.prefix_caching:
+                raise ValueError("prefix_store: there is nothing to store with prefix_caching off")
         _integer("max_waiting", self.max_waiting, 1, optional=True)
         _integer("swap_bytes", self.swap_bytes, 0, optional=True)
         if self.preemption not in PREEMPTION:

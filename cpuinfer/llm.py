@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -21,11 +22,13 @@ from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
+from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.results import Reader, request_output
 from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
 from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
 from cpuinfer.graph.program import KVSpec
+from cpuinfer.prefixes import open_prefix_store
 
 if TYPE_CHECKING:
     from cpuinfer.devices.meter import Meter
@@ -90,11 +93,15 @@ class LLM:
             Grammars(self.tokenizer),
         )
         self._meter = open_meter(self.executable) if config.stats else None
+        store = open_prefix_store(
+            config, self.program, packed.path, self.device.name, self.executable.kv
+        )
         engine = Engine(
             self._meter or self.executable,
             self.limits,
             config.max_sequences,
             config.prefix_caching,
+            store,
             max_waiting=config.max_waiting,
             preemption=config.preemption,
             swap_bytes=config.swap_bytes,
@@ -237,6 +244,50 @@ class LLM:
 
         return self._runner.call(read)
 
+    def pin(self, prompt: Prompt | Sequence[Message]) -> Pin:
+        """Compute a prompt that many requests begin with (text, token ids, or the first messages of a chat), and keep
+        its full KV pages until `unpin`: they are never given to other requests, nor computed again.
+
+        They count in the KV budget: a request must fit into what pins leave. Raises ValueError where the prompt does
+        not fit so, or what is in flight would not.
+        """
+        first: Prompt
+        if isinstance(prompt, str):
+            first = prompt
+        elif messages := [item for item in prompt if isinstance(item, Mapping)]:
+            first, _ = self._chat_prompt(messages, add_generation_prompt=False)
+        else:
+            first = [item for item in prompt if not isinstance(item, Mapping)]
+        request = self._request(first, SamplingParams(max_tokens=1, temperature=0))
+        pin = self._runner.call(partial(self._runner.engine.pin, request))
+        try:
+            self._set_room()
+            self._run([request])
+        finally:
+            if not pin.pages:
+                self.unpin(pin)
+        return pin
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of a pinned prompt's pages: they stay until they are needed. Nothing if that was done before."""
+        self._runner.call(partial(self._runner.engine.unpin, pin))
+        self._set_room()
+
+    def save_prefixes(self) -> int:
+        """Write the known KV pages that EngineConfig.prefix_store does not have, as `close` does; returns their number.
+
+        Raises ValueError where there is no store, OSError where it can't be written.
+        """
+        return self._runner.call(self._runner.engine.save_prefixes)
+
+    def _set_room(self) -> None:
+        def read() -> None:
+            pins = self._runner.engine.scheduler.pins
+            room, pinned = pins.room * PAGE_TOKENS, pins.n_pages * PAGE_TOKENS
+            self._bounds = replace(self._bounds, kv_tokens=room, pinned_tokens=pinned)
+
+        self._runner.call(read)
+
     def metrics(self) -> Metrics:
         """The engine as it is between two steps: requests, KV pages, tokens, latencies; from any thread, also when closed.
 
@@ -255,6 +306,7 @@ class LLM:
 
     def close(self) -> None:
         """End all requests with finish_reason "abort", and the engine's thread; later requests raise RuntimeError.
+        Known prefixes are kept where there is a prefix_store.
 
         Memory goes with the last reference to the LLM. So does the thread, where nobody closes the LLM.
         """
@@ -271,9 +323,11 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _chat_prompt(self, messages: Sequence[Message]) -> tuple[list[int], str]:
+    def _chat_prompt(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True
+    ) -> tuple[list[int], str]:
         self._runner.check()
-        text = self.chat_template.render(messages, add_generation_prompt=True)
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt)
         # The template writes the begin token itself.
         return self.tokenizer.encode(text, add_special=False, parse_special=True), text
 

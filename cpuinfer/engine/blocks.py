@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -115,6 +115,16 @@ class BlockPool:
             known = self._known[key] = Known(page, next(self._numbers))
             self._keys[page] = key
         return known
+
+    def known(self) -> Iterator[tuple[int, tuple[int, ...], Known]]:
+        """The known pages as (number of the prefix before, tokens, page), the last used first.
+
+        None comes before what it continues.
+        """
+        held = (page for page in self._keys if page not in self._idle)
+        for page in (*held, *reversed(self._idle)):
+            key = self._keys[page]
+            yield *key, self._known[key]
 
     def _forget(self) -> int:
         page, _ = self._idle.popitem(last=False)

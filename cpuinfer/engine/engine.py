@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 
 from cpuinfer.devices.base import Executable, Limits
 from cpuinfer.engine.beam import BeamSearch
+from cpuinfer.engine.pins import Pin
+from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
 from cpuinfer.engine.scheduler import Scheduler, Step
 from cpuinfer.engine.sequence import Request, Sequence
@@ -23,6 +26,7 @@ class Engine:
         limits: Limits,
         max_sequences: int,
         prefix_caching: bool = True,
+        store: PrefixStore | None = None,
         *,
         max_waiting: int | None = None,
         preemption: str = "auto",
@@ -31,13 +35,14 @@ class Engine:
     ) -> None:
         """The options are EngineConfig's. Raises OSError where swap_path does not take swap_bytes."""
         self.executable = executable
+        self.store = store
         self.costs = CostRule()
         kv, area = executable.kv, None
         if preemption != "recompute":
             n_slots = limits.n_pages if swap_bytes is None else swap_bytes // kv.image_bytes
             area = SwapArea(kv, n_slots, swap_path, self.costs)
         self.scheduler = Scheduler(
-            limits, max_sequences, prefix_caching, max_waiting, area, preemption == "swap"
+            limits, max_sequences, prefix_caching, max_waiting, area, preemption == "swap", store
         )
 
     @property
@@ -52,6 +57,31 @@ class Engine:
         """
         self.scheduler.add(request)
 
+    def pin(self, request: Request) -> Pin:
+        """Have the full pages of a request's prompt stay when it has ended, until `unpin`; call it before `add`.
+
+        Raises ValueError where they do not fit beside what is pinned and what is in flight.
+        """
+        if not self.scheduler.prefix_caching:
+            raise ValueError("pin: prefix_caching is off, so no request would find the pages")
+        (sequence,) = request.sequences
+        return self.scheduler.pins.add(sequence, self.scheduler.most_pages)
+
+    def unpin(self, pin: Pin) -> None:
+        """Let go of a pin's pages, or of what is reserved for it. It may have been let go of before."""
+        self.scheduler.pins.remove(pin)
+
+    def save_prefixes(self) -> int:
+        """Keep all known pages in the store; returns how many it did not have. Raises OSError.
+
+        Raises ValueError for an engine without one.
+        """
+        if self.store is None:
+            raise ValueError(
+                "prefix_store: this engine has none; give a folder to keep prefixes in"
+            )
+        return self.store.save(self.scheduler.pool)
+
     def abort(self, request: Request) -> None:
         """End what is unfinished of a request, with finish_reason "abort".
 
@@ -65,6 +95,14 @@ class Engine:
     def abort_all(self) -> None:
         """End every unfinished request as abort does."""
         self._end(self.scheduler.sequences, "abort")
+
+    def close(self) -> None:
+        """Keep the known pages where there is a store; warns where that fails. The last call."""
+        if self.store is not None:
+            try:
+                self.save_prefixes()
+            except OSError as error:
+                warnings.warn(f"prefix_store: prefixes are not kept: {error}", stacklevel=3)
 
     def step(self) -> list[Sequence]:
         """Run one step; returns the sequences that took part. Call it only while has_work.
@@ -103,6 +141,7 @@ class Engine:
             elif sequence.logits is not None and sequence.remaining == 0:
                 sequence.finish("length")
             if sequence.finish_reason is not None:
+                self.scheduler.pins.keep(sequence)
                 self.scheduler.remove(sequence)
         for search in searches:
             search.advance(self.scheduler)

@@ -7,7 +7,7 @@ from collections import Counter
 
 from cpuinfer.devices.base import PAGE_TOKENS
 from cpuinfer.engine.blocks import BlockPool
-from cpuinfer.engine.sequence import Request, Sequence, pages_of
+from cpuinfer.engine.sequence import Request, Sequence, most_pages, pages_of
 
 
 class Group:
@@ -44,6 +44,11 @@ class Group:
     def size(self) -> int:
         """Sequences that it has, or may have by forks."""
         return max(len(self.members) + len(self.unborn), self.request.width or 0)
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that it may need alone."""
+        return most_pages(self.leader.n_prompt, self.leader.most_computed, self.size)
 
     @property
     def pages_missing(self) -> int:

@@ -204,6 +204,7 @@ class _Core:
                 self.end(list(self.tickets), failure)
                 while not self.inbox.empty():
                     self.refuse(*self.inbox.get(), failure)
+                self.engine.close()
             finally:
                 self.ended.set()
 

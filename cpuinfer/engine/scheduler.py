@@ -16,8 +16,10 @@ from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
 from cpuinfer.engine.blocks import BlockPool, Known
 from cpuinfer.engine.groups import Group, common_length
 from cpuinfer.engine.moves import Moves
+from cpuinfer.engine.pins import Pins
 from cpuinfer.engine.preemption import Counters, Preemption, hold, release, share
-from cpuinfer.engine.sequence import Request, Sequence, most_pages
+from cpuinfer.engine.prefix_store import PrefixStore
+from cpuinfer.engine.sequence import Request, Sequence
 from cpuinfer.engine.swap import SwapArea
 
 _ORDER = attrgetter("order")
@@ -77,14 +79,17 @@ class Scheduler:
         max_waiting: int | None = None,
         area: SwapArea | None = None,
         always_swap: bool = False,
+        store: PrefixStore | None = None,
     ) -> None:
-        """max_waiting: most requests in the queue. area, always_swap: Preemption's."""
+        """max_waiting: most requests in the queue. area, always_swap: Preemption's. store: where pages may come from."""
         self.limits = limits
         self.max_sequences = max_sequences
         self.max_waiting = max_waiting
         self.prefix_caching = prefix_caching
         self.area = area
         self.pool = BlockPool(limits.n_pages)
+        self.pins = Pins(self.pool)
+        self._store = store
         self.counters = Counters()
         self.running: list[Group] = []
         self.preempted: list[Group] = []
@@ -127,20 +132,24 @@ class Scheduler:
         n = bisect_right(self._timed, now, key=_DEADLINE)
         return [sequence for group in self._timed[:n] for sequence in group.sequences]
 
+    @property
+    def most_pages(self) -> int:
+        """Pages that the largest of the unfinished groups may need."""
+        return max((group.most_pages for group in self._requests.values()), default=0)
+
     def add(self, request: Request) -> None:
         """Queue a request.
 
         Raises ValueError if it could outgrow the pool, QueueFull if max_waiting requests wait.
         """
         group = Group(request, next(self._arrivals))
-        first = group.leader
-        # A generated token is computed when the next is wanted: the last one never is.
-        n_computed = max(first.n_prompt, first.limit - 1)
-        wanted = most_pages(first.n_prompt, n_computed, group.size)
-        if wanted > self.limits.n_pages or n_computed > self.limits.max_context:
+        n_computed, wanted = group.leader.most_computed, group.most_pages
+        room = self.pins.room_for(group.leader)
+        if wanted > room or n_computed > self.limits.max_context:
+            pinned = f" ({self.pins.n_pages} more are pinned)" if self.pins.n_pages else ""
             raise ValueError(
                 f"{group.size} sequences of {n_computed} tokens need {wanted} KV pages of {PAGE_TOKENS} and that"
-                f" context; there are {self.limits.n_pages} pages and a context of {self.limits.max_context}"
+                f" context; there are {room} pages{pinned} and a context of {self.limits.max_context}"
             )
         if self.max_waiting is not None and len(self.waiting) >= self.max_waiting:
             raise QueueFull(
@@ -183,6 +192,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out: it has ended, or is not wanted any more. Its pages become free."""
+        self.pins.drop(sequence)
         group = self._groups.pop(sequence)
         if sequence not in group.members:
             group.unborn.remove(sequence)
@@ -295,13 +305,23 @@ class Scheduler:
         del queue[0]
         insort(self.running, group, key=_ORDER)
         self._preemption.give_back(group, found, self._moves)
-        leader = group.leader
+        started, leader = perf_counter(), group.leader
+        self._supply(group)
+        if self._store is not None and leader.computed == leader.known * PAGE_TOKENS:
+            self._load(leader, self._store)
         if leader.started is None:
-            leader.started, leader.cached = perf_counter(), leader.computed
+            leader.started, leader.cached = started, leader.computed
             self.counters.prefix_asked += leader.n_prompt
             self.counters.prefix_hit += leader.computed
-        self._supply(group)
         return group
+
+    def _load(self, sequence: Sequence, store: PrefixStore) -> None:
+        """Take the pages that come after the known ones from the store, as far as it has them."""
+        first = sequence.known
+        self._moves.perform(store.kv, self.area)  # a page given out now may still be to be copied
+        most = sequence.first_row // PAGE_TOKENS
+        sequence.computed += PAGE_TOKENS * store.load(sequence.tokens, first, most, sequence.pages)
+        self._learn(sequence)
 
     def _bear(self, group: Group) -> None:
         """Let those of the unborn share the leader's pages that it has computed all of that it has in common with."""

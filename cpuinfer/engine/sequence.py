@@ -108,6 +108,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def most_computed(self) -> int:
+        """Tokens that may ever be computed: a generated one is when the next is wanted, the last never."""
+        return max(self.n_prompt, self.limit - 1)
+
+    @property
     def pages_missing(self) -> int:
         """Pages that the tokens need beyond those held."""
         return -(-len(self.tokens) // PAGE_TOKENS) - len(self.pages)
@@ -222,8 +227,8 @@ class Request:
 class Bounds:
     """What requests of an engine must keep, checked before any is admitted.
 
-    kv_tokens: tokens that all KV pages hold. end_ids: the model's end-of-generation tokens. grammars: compiles those of
-    structured outputs; None where there is no tokenizer.
+    kv_tokens: tokens that the KV pages hold, less pinned_tokens, which pinned prompts keep. end_ids: the model's
+    end-of-generation tokens. grammars: compiles those of structured outputs; None where there is no tokenizer.
     """
 
     vocab_size: int
@@ -232,6 +237,7 @@ class Bounds:
     end_ids: frozenset[int]
     default_max_tokens: int
     grammars: Grammars | None = None
+    pinned_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.vocab_size > MAX_VOCAB:
@@ -254,8 +260,9 @@ class Bounds:
                 f"{' with one token to generate' if room else ''}; shorten it or raise max_context"
             )
         if len(prompt) > self.kv_tokens:
+            pinned = f" ({self.pinned_tokens} more are pinned)" if self.pinned_tokens else ""
             raise ValueError(
-                f"prompt: {len(prompt)} tokens do not fit the KV pages for {self.kv_tokens} tokens;"
+                f"prompt: {len(prompt)} tokens do not fit the KV pages for {self.kv_tokens} tokens{pinned};"
                 " shorten it or raise kv_memory_bytes"
             )
 

@@ -61,6 +61,26 @@ def load_model(
     return model
 
 
+def content_sha256(
+    path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None
+) -> str:
+    """SHA-256 of a file, 64 hex digits; computed once and noted in the cache, as long as the file's size, time and inode
+    stay. Raises OSError where it can't be read; a cache that can't be written is done without.
+    """
+    folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+    real = os.path.realpath(path)
+    note = folder / "index" / f"content-{hashlib.sha256(os.fsencode(real)).hexdigest()}.json"
+    with open(real, "rb") as file:
+        identity = _identity(real, os.fstat(file.fileno()))
+        if sha256 := _recall(note, identity):
+            return sha256
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if _identity(real, os.fstat(file.fileno())) == identity:
+            with contextlib.suppress(OSError):
+                _remember(note, identity | {"sha256": sha256})
+    return sha256
+
+
 def _packed_once(
     source: GGUFFile, sha256: str, folder: Path, progress: Progress | None
 ) -> PackedModel:

@@ -16,9 +16,12 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
+def replacing(target: Path, nbytes: int, durable: bool = True) -> Iterator[IO[bytes]]:
     """A new file of `nbytes` bytes that takes the place of `target` at once when all is written, or
     never.
+
+    durable: wait until it is on the disk. Without, a machine that loses its power may leave a file
+    of the right name and wrong content: only for what is checked when it is read.
     """
     temporary = target.with_name(f"{temporary_prefix(target)}{secrets.token_hex(8)}.tmp")
     try:
@@ -29,7 +32,8 @@ def replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
                     os.posix_fallocate(file.fileno(), 0, nbytes)
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -43,7 +47,8 @@ def replacing(target: Path, nbytes: int) -> Iterator[IO[bytes]]:
             " (CPUINFER_CACHE)",
             os.fspath(target),
         ) from error
-    system.sync_folder(target.parent)
+    if durable:
+        system.sync_folder(target.parent)
 
 
 def temporary_prefix(target: Path) -> str:

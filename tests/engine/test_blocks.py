@@ -111,3 +111,10 @@ def test_no_page_is_found_before_what_it_continues_is(data: st.DataObject) -> No
                 reached.add(found[-1].page)
                 texts.append(longer)
     assert len(reached) == pool.n_known
+    before = {NO_PREFIX}
+    for prefix, tokens, known in pool.known():
+        assert prefix in before, "what a page continues comes first"
+        before.add(known.prefix)
+        reached.remove(known.page)
+        assert len(tokens) == PAGE_TOKENS
+    assert not reached

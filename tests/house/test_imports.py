@@ -30,6 +30,7 @@ ALLOWED = {
     "cpuinfer.llm": {
         "config",
         "hub",
+        "prefixes",
         "engine",
         "devices",
         "formats",
@@ -38,6 +39,7 @@ ALLOWED = {
         "text",
         "machine",
     },
+    "cpuinfer.prefixes": {"config", "engine", "devices", "formats", "graph", "machine"},
     "cpuinfer.hub": {"machine"},
     "cpuinfer.config": {"graph"},
     "cpuinfer.engine": {"config", "devices", "graph"},
