@@ -12,6 +12,7 @@ from stepping import idle, stepping
 
 from cpuinfer import LLM, SamplingParams
 from cpuinfer.engine.outputs import RequestOutput
+from cpuinfer.engine.sequence import Sequence
 from cpuinfer.graph.dtypes import KVType
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -327,12 +328,13 @@ def test_stats_are_kept_where_asked_for(cache: None, tiny_model: Path) -> None:
     assert llm.stats().phases == ()
 
 
-def test_priority_and_time_reach_the_engine(cache: None, tiny_model: Path) -> None:
+def test_priority_and_time_reach_the_engine(
+    cache: None, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[int] = []
 
     def work(priority: int) -> None:
         llm.generate("hello", GREEDY, priority=priority)
-        order.append(priority)
 
     def refused() -> None:
         try:
@@ -343,6 +345,14 @@ def test_priority_and_time_reach_the_engine(cache: None, tiny_model: Path) -> No
     errors: list[ValueError] = []
     options = {"threads": 1, "max_sequences": 1, "max_waiting": 3}
     with LLM(tiny_model, **options) as llm, stepping(llm) as steps:
+        scheduler = llm._runner.engine.scheduler
+        remove = scheduler.remove
+
+        def noted(sequence: Sequence) -> None:
+            order.append(scheduler._groups[sequence].request.priority)
+            remove(sequence)
+
+        monkeypatch.setattr(scheduler, "remove", noted)
         threads = [threading.Thread(target=work, args=(p,)) for p in (0, 2, -1, 1)]
         for thread in threads:
             thread.start()
