@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
-from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits
+from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits, page_bytes
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
@@ -27,7 +27,6 @@ from cpuinfer.engine.results import Reader, request_output
 from cpuinfer.engine.runner import EngineThread, Ticket, next_ticket
 from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
-from cpuinfer.graph.program import KVSpec
 from cpuinfer.prefixes import open_prefix_store
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class LLM:
             DEFAULT_MAX_TOKENS,
             Grammars(self.tokenizer),
         )
-        self._meter = open_meter(self.executable) if config.stats else None
+        self._meter = _meter_of(self.executable) if config.stats else None
         store = open_prefix_store(
             config, self.program, packed.path, self.device.name, self.executable.kv
         )
@@ -413,18 +412,10 @@ class LLM:
         return self.tokenizer.decode([token], skip_special=False)
 
 
-def open_meter(executable: Executable) -> Meter:
-    """A Meter of an executable. Raises ValueError where its device does not time ops."""
-    from cpuinfer.devices.meter import Meter, is_measurable
+def _meter_of(executable: Executable) -> Meter:
+    from cpuinfer.devices.meter import open_meter
 
-    if not is_measurable(executable):
-        raise ValueError("stats: this device does not time its ops; use the device 'native'")
-    return Meter(executable)
-
-
-def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
-    """Bytes of one page of PAGE_TOKENS tokens, keys and values of all layers."""
-    return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
+    return open_meter(executable)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

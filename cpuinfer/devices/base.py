@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from cpuinfer.devices.kv_memory import KVMemory
 from cpuinfer.devices.sampling import Sampler
 from cpuinfer.graph.dtypes import KVType
-from cpuinfer.graph.program import Program
+from cpuinfer.graph.program import KVSpec, Program
 from cpuinfer.graph.r16k4 import packed_nbytes
 from cpuinfer.graph.weights import Weight
 
 PAGE_TOKENS = 16
 """Tokens in a KV page: the lanes of a vf16, so that a page of keys is one vector per head dimension."""
+
+
+def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
+    """Bytes of one page of PAGE_TOKENS tokens, keys and values of all layers."""
+    return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
 
 
 @dataclass(frozen=True)

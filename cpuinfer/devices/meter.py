@@ -41,6 +41,13 @@ def is_measurable(executable: Executable) -> TypeGuard[Measurable]:
     return hasattr(executable, "measure_ops")
 
 
+def open_meter(executable: Executable) -> Meter:
+    """A Meter of an executable. Raises ValueError where its device does not time ops."""
+    if not is_measurable(executable):
+        raise ValueError("stats: this device does not time its ops; use the device 'native'")
+    return Meter(executable)
+
+
 @dataclass
 class _Steps:
     """Sums over the steps of one shape: tokens and rows are the same in all of them."""

@@ -13,11 +13,11 @@ from cpuinfer.cli.load import load_program
 from cpuinfer.cli.output import version
 from cpuinfer.cli.peers import Start, Unsupported
 from cpuinfer.config import SamplingParams
-from cpuinfer.devices.base import PAGE_TOKENS
+from cpuinfer.devices.base import PAGE_TOKENS, page_bytes
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.sequence import Bounds, Request
 from cpuinfer.graph.dtypes import KVType
-from cpuinfer.llm import LLM, page_bytes
+from cpuinfer.llm import LLM
 
 
 class Whole:
