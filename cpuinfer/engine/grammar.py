@@ -16,7 +16,7 @@ CACHED = 16
 """Compiled grammars that are kept, those used last."""
 # What one grammar may cost, below llguidance's own limits: a step is shared, and waits for the slowest of its masks
 # (0.2 s for repetitions of repetitions of thousands). Of memory, a lexer state takes about 2 KB.
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "max_lexer_states": 10_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 20_000,
