@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from cpuinfer.config import SamplingParams, StructuredOutputsParams
-    from cpuinfer.engine.outputs import StreamChunk
+    from cpuinfer.engine.outputs import StreamChunk, Timings
     from cpuinfer.llm import LLM
     from cpuinfer.machine.roofline import Roofline, Stats
 
@@ -98,11 +98,14 @@ def sampling_params(**options: Any) -> SamplingParams:
 
 
 class Stopwatch:
-    """Times a stream as it passes through: tokens per second of prompt and answer, as Timings defines them."""
+    """Times a stream as it passes through: tokens per second of prompt and answer, as Timings has them; of a stream that
+    was cut off, by when its chunks came.
+    """
 
     def __init__(self, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
+        self._timings: Timings | None = None
         self._start = self._first = self._last = time.perf_counter()
 
     def watch(self, chunks: Iterable[StreamChunk]) -> Iterator[StreamChunk]:
@@ -113,18 +116,23 @@ class Stopwatch:
             if not self.completion_tokens:
                 self._first = self._last
             self.completion_tokens += len(chunk.token_ids)
+            if chunk.output is not None:
+                self._timings = chunk.output.timings
             yield chunk
 
     @property
     def prefill_tok_s(self) -> float:
         """Prompt tokens over the time to the first token."""
-        return (
-            self.prompt_tokens / (self._first - self._start) if self._first > self._start else 0.0
-        )
+        if self._timings is not None:
+            return self._timings.prefill_tok_s
+        seconds = self._first - self._start
+        return self.prompt_tokens / seconds if seconds > 0 else 0.0
 
     @property
     def decode_tok_s(self) -> float:
         """Tokens after the first, over the time after it."""
+        if self._timings is not None:
+            return self._timings.decode_tok_s
         seconds = self._last - self._first
         return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
 

@@ -143,7 +143,7 @@ def test_the_interpreter_exits_while_requests_run(
     cache: None, tiny_model: Path, at_end: str
 ) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(at_end=at_end), tiny_model],
+        [sys.executable, "-P", "-c", SCRIPT.format(at_end=at_end), tiny_model],
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,
