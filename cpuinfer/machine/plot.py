@@ -71,6 +71,7 @@ def draw(path: Path, runs: Sequence[tuple[str, Stats]]) -> None:
             fontsize=8,
             title="op: of the time, of its ceiling",
         )
+        handle: Any  # a collection of markers, which is more than matplotlib's types say
         for handle in legend.legend_handles:
             handle.set_sizes([40])
     figure.savefig(path, dpi=130)
