@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cpuinfer.config import DEFAULT_MAX_TOKENS, BeamSearchParams, EngineConfig, SamplingParams
 from cpuinfer.devices import AUTO, choose_device, create_device
-from cpuinfer.devices.base import PAGE_TOKENS, Executable, Limits, page_bytes
+from cpuinfer.devices.base import PAGE_TOKENS, Limits, page_bytes
 from cpuinfer.engine.engine import Engine
 from cpuinfer.engine.grammar import Grammars
 from cpuinfer.engine.outputs import RequestOutput, StreamChunk
@@ -91,7 +91,11 @@ class LLM:
             DEFAULT_MAX_TOKENS,
             Grammars(self.tokenizer),
         )
-        self._meter = _meter_of(self.executable) if config.stats else None
+        self._meter: Meter | None = None
+        if config.stats:
+            from cpuinfer.devices.meter import open_meter
+
+            self._meter = open_meter(self.executable)
         store = open_prefix_store(
             config, self.program, packed.path, self.device.name, self.executable.kv
         )
@@ -123,9 +127,9 @@ class LLM:
         """Complete every prompt (text or token ids); results in the order of the prompts.
 
         params: for all, or one for each prompt. progress: called with (finished, all) as requests
-        finish. priority: lower ones come first, and others make room for them. timeout_s: what is unfinished
-        after so many seconds ends with finish_reason "timeout". Raises ValueError, before any prompt runs, if one does not fit or names a token that
-        is not there.
+        finish. priority: lower ones come first, and others make room for them. timeout_s: what is
+        unfinished after so many seconds ends with finish_reason "timeout". Raises ValueError, before
+        any prompt runs, if one does not fit or names a token that is not there.
         """
         listed = _as_list(prompts)
         if params is None or isinstance(params, SamplingParams):
@@ -410,12 +414,6 @@ class LLM:
 
     def _token_text(self, token: int) -> str:
         return self.tokenizer.decode([token], skip_special=False)
-
-
-def _meter_of(executable: Executable) -> Meter:
-    from cpuinfer.devices.meter import open_meter
-
-    return open_meter(executable)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -141,6 +141,16 @@ def run(e: Engine, most: int = 20_000) -> None:
     raise AssertionError("no end")
 
 
+def most_held(e: Engine) -> int:
+    """Run to the end; the most pages that were held after a step."""
+    pool, most = e.scheduler.pool, 0
+    while e.has_work:
+        e.step()
+        check_pool(e)
+        most = max(most, pool.n_pages - pool.n_free)
+    return most
+
+
 CUT_OFF = ("abort", "timeout")
 
 

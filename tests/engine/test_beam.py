@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_cases import EOS, bounds, check, check_empty, check_pool, engine, request, run
+from engine_cases import (
+    EOS,
+    bounds,
+    check,
+    check_empty,
+    check_pool,
+    engine,
+    most_held,
+    request,
+    run,
+)
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -219,11 +229,7 @@ def test_beams_hold_the_pages_of_one_prompt() -> None:
         e = engine(600, pages=200, context=600, prefix_caching=prefix_caching)
         one = beam_request(prompt, params, bounds(context=600, pages=200))
         e.add(one)
-        held = 0
-        while e.has_work:
-            e.step()
-            check_pool(e)
-            held = max(held, e.scheduler.pool.n_pages - e.scheduler.pool.n_free)
+        held = most_held(e)
         check_beams(one, params)
         unshared = width * -(-(512 + most) // 16)
         assert held <= 32 + width * 5

@@ -15,6 +15,7 @@ from engine_cases import (
     check_pool,
     check_sequence,
     engine,
+    most_held,
     request,
     run,
 )
@@ -85,11 +86,7 @@ def test_eight_completions_hold_the_pages_of_one_prompt() -> None:
         e = engine(600, pages=300, context=600, prefix_caching=prefix_caching)
         one = request(prompt, params, bounds(context=600, pages=300))
         e.add(one)
-        most = 0
-        while e.has_work:
-            e.step()
-            check_pool(e)
-            most = max(most, e.scheduler.pool.n_pages - e.scheduler.pool.n_free)
+        most = most_held(e)
         check(one)
         # Unshared they would hold 8 * 36. The page that ends the prompt is full again, and found, or each has its own.
         assert most == (32 + 8 * 4 if prefix_caching else 31 + 8 * 5)
