@@ -122,7 +122,7 @@ def main() -> None:
                 )
     if options.json:
         report = {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": [Path(word).name if "/" in word else word for word in sys.argv],
             "git_commit": git_commit(),
             "machine": machine(),
             "model": options.model.name,

@@ -138,7 +138,7 @@ def report(options: argparse.Namespace, found: Sequence[dict[str, Any]]) -> dict
 
     return {
         "format": 1,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(word).name if "/" in word else word for word in sys.argv],
         "git_commit": git_commit(),
         "machine": machine(),
         "model": options.model.name,
