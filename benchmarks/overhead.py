@@ -1,8 +1,9 @@
-"""What Python adds to a step: scheduling, the batch's arrays, committing tokens, forking and joining the team.
+"""What Python adds to a step: scheduling, the batch's arrays, committing tokens.
 
-Of every step the wall time less what the ops took, which the device's first thread measures, and less the call that
-chooses the tokens: medians over decoding steps, by how many sequences run, greedy and sampled. The LLM's own thread and
-the texts of its answers are not in it.
+Python: of every step the wall time less that of the device's two calls, which run the batch and choose the tokens. Call:
+of the first of these the time less what its ops took, so its arguments, and the fork and join of the team. Medians over
+decoding steps, by how many sequences run, greedy and sampled. The LLM's own thread and the texts of its answers are not
+in it.
 
     python benchmarks/overhead.py MODEL.gguf [--sequences 1 8 32] [--steps 300] [--json out.json]
 """
@@ -39,14 +40,14 @@ WARM = 20
 
 
 class Timed:
-    """An executable and its sampler that add up the seconds of what is not Python."""
+    """An executable and its sampler that add up the seconds of their calls, and of the ops."""
 
     def __init__(self, llm: LLM) -> None:
         executable = llm.executable
         if not is_measurable(executable) or executable.sampler is None:
             raise ValueError("overhead: this device does not time its ops; use the device 'native'")
         self._executable, self._sampler = executable, executable.sampler
-        self.kv, self.seconds = executable.kv, 0.0
+        self.kv, self.calls_s, self.ops_s, self.run_s = executable.kv, 0.0, 0.0, 0.0
         executable.measure_ops(True)
 
     @property
@@ -54,23 +55,27 @@ class Timed:
         return self
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        self._executable.op_seconds()
+        begin = perf_counter()
         logits = self._executable.run(batch)
-        self.seconds += float(self._executable.op_seconds().sum())
+        self.run_s = perf_counter() - begin
+        self.ops_s = float(self._executable.op_seconds().sum())
+        self.calls_s = perf_counter() - begin
         return logits
 
     def choose(self, logits: NDArray[np.float32], choices: Sequence[Choice]) -> list[int]:
         begin = perf_counter()
         tokens = self._sampler.choose(logits, choices)
-        self.seconds += perf_counter() - begin
+        self.calls_s += perf_counter() - begin
         return tokens
 
     def score(self, logits: NDArray[np.float32], scores: Any) -> list[Scored]:
         return self._sampler.score(logits, scores)
 
 
-def measure(llm: LLM, n: int, params: SamplingParams, steps: int) -> list[float]:
-    """Seconds that Python added to each of so many steps in which n sequences decode."""
+def measure(
+    llm: LLM, n: int, params: SamplingParams, steps: int
+) -> tuple[list[float], list[float]]:
+    """Seconds of Python, and of the call beside its ops, of so many steps in which n sequences decode."""
     limits, timed = llm.limits, Timed(llm)
     engine = Engine(timed, limits, n)  # type: ignore[arg-type]
     vocabulary = llm.program.vocab_size
@@ -80,17 +85,17 @@ def measure(llm: LLM, n: int, params: SamplingParams, steps: int) -> list[float]
     for i in range(n):
         prompt = [(i * PROMPT + j) * 7919 % vocabulary for j in range(PROMPT)]
         engine.add(bounds.request(str(i), prompt, params))
-    found = []
-    while len(found) < WARM + steps:
-        timed.seconds = 0.0
+    python_s, call_s = [], []
+    while len(python_s) < WARM + steps:
         begin = perf_counter()
         decoding = len(engine.step()) == n and not any(
             len(sequence.tokens) == PROMPT for sequence in engine.scheduler.sequences
         )
         if decoding:
-            found.append(perf_counter() - begin - timed.seconds)
+            python_s.append(perf_counter() - begin - timed.calls_s)
+            call_s.append(timed.run_s - timed.ops_s)
     engine.abort_all()
-    return found[WARM:]
+    return python_s[WARM:], call_s[WARM:]
 
 
 def main() -> None:
@@ -106,20 +111,20 @@ def main() -> None:
     from cpuinfer.cli.bench_machine import git_commit, machine
 
     results = []
-    print("| sequences | tokens are | median ms | p90 ms |\n|---:|---|---:|---:|")
+    print("| sequences | tokens are | Python, median ms | p90 | call, median ms |")
+    print("|---:|---|---:|---:|---:|")
     with LLM(options.model, threads=options.threads, max_sequences=max(options.sequences)) as llm:
         for n in options.sequences:
             for name, params in PARAMS.items():
-                found = measure(llm, n, params, options.steps)
-                p90 = statistics.quantiles(found, n=10)[-1]
-                print(f"| {n} | {name} | {1e3 * statistics.median(found):.3f} | {1e3 * p90:.3f} |")
-                results.append(
-                    {
-                        "sequences": n,
-                        "tokens": name,
-                        "samples_ms": [round(1e3 * s, 4) for s in found],
-                    }
+                python, call = (
+                    [1e3 * s for s in found] for found in measure(llm, n, params, options.steps)
                 )
+                p90 = statistics.quantiles(python, n=10)[-1]
+                middle, of_call = statistics.median(python), statistics.median(call)
+                print(f"| {n} | {name} | {middle:.3f} | {p90:.3f} | {of_call:.3f} |")
+                samples = {"python_ms": python, "call_ms": call}
+                rounded = {key: [round(x, 4) for x in values] for key, values in samples.items()}
+                results.append({"sequences": n, "tokens": name, **rounded})
     if options.json:
         report = {
             "command": [Path(word).name if "/" in word else word for word in sys.argv],
