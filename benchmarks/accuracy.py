@@ -102,31 +102,32 @@ def divergence(ref: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np
     return np.stack(kl)
 
 
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean of the values, taken as independent."""
-    return float(values.std() / np.sqrt(values.size))
+def mean(values: NDArray[np.float64]) -> dict[str, float]:
+    """Of the values, and its standard error as if they were independent."""
+    error = values.std() / np.sqrt(values.size)
+    return {"mean": float(values.mean()), "standard_error": float(error)}
 
 
 def compare(folder: Path) -> dict[str, Any]:
     """Of each engine's logits in the folder, against the reference's: mean KL with its standard error, how often the
-    most likely token agrees in percent, the largest and the root mean square error of a logit. Beside them the mean of
-    ours less llama.cpp's KL, position by position, with its own standard error."""
+    most likely token agrees in percent, the largest and the root mean square error of a logit. Beside them ours less
+    llama.cpp's, position by position, with standard errors of their own."""
     ref = np.load(folder / "reference.npy", mmap_mode="r")
     found: dict[str, Any] = {}
-    kl = {}
+    kl, same = {}, {}
     for engine in ("llama.cpp", "cpuinfer"):
         got = np.load(folder / f"{engine}.npy", mmap_mode="r")
         kl[engine] = divergence(ref, got)
+        same[engine] = (ref.argmax(-1) == got.argmax(-1)).astype(np.float64)
         errors = [(np.abs(e).max(), np.square(e, dtype=np.float64).mean()) for e in got - ref]
         found[engine] = {
-            "mean_kl": float(kl[engine].mean()),
-            "kl_standard_error": standard_error(kl[engine]),
-            "top1_percent": float((ref.argmax(-1) == got.argmax(-1)).mean() * 100),
+            "kl": mean(kl[engine]),
+            "top1_percent": 100.0 * float(same[engine].mean()),
             "max_logit_error": float(max(most for most, _ in errors)),
             "rms_logit_error": float(np.sqrt(np.mean([square for _, square in errors]))),
         }
-    less = kl["cpuinfer"] - kl["llama.cpp"]
-    found["kl_difference"] = {"mean": float(less.mean()), "standard_error": standard_error(less)}
+    found["kl_difference"] = mean(kl["cpuinfer"] - kl["llama.cpp"])
+    found["top1_percent_difference"] = mean(100.0 * same["cpuinfer"] - 100.0 * same["llama.cpp"])
     return found
 
 
