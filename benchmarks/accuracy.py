@@ -147,10 +147,11 @@ def measure(model: Path, tokens: int, window: int) -> dict[str, Any]:
             np.lib.format.open_memmap(folder / f"{engine}.npy", "w+", np.float32, shape)
             command = [sys.executable, __file__, str(model), "--engine", engine]
             subprocess.run([*command, "--folder", name], check=True, env=dict(os.environ))
-        return {"model": model.name, "matrices": dict(types.most_common()), **compare(folder)}
+        what = {"model": model.name, "matrices": dict(types.most_common()), "tokens": ids.size}
+        return {**what, **compare(folder)}
 
 
-def about(tokens: int, window: int) -> dict[str, Any]:
+def about(window: int) -> dict[str, Any]:
     """What a reader needs to repeat it."""
     from cpuinfer.cli.bench_machine import git_commit, machine
 
@@ -160,7 +161,6 @@ def about(tokens: int, window: int) -> dict[str, Any]:
         "git_commit": git_commit(),
         "machine": machine(),
         "versions": {name: version(name) for name in packages},
-        "tokens": tokens // window * window,
         "window": window,
         "reference": "transformers, f32, on the weights dequantised from the same file",
         "kv_type": "f16 of both engines",
@@ -182,7 +182,7 @@ def main() -> None:
         out = np.lib.format.open_memmap(args.folder / f"{args.engine}.npy")
         ENGINES[args.engine](args.models[0], ids, out)
         return
-    report: dict[str, Any] = {**about(args.tokens, args.window), "results": []}
+    report: dict[str, Any] = {**about(args.window), "results": []}
     for model in args.models:
         report["results"].append(measure(model, args.tokens, args.window))
         print(json.dumps(report["results"][-1], indent=2), flush=True)
