@@ -25,6 +25,8 @@ from cpuinfer.engine.sequence import Bounds, pages_of
 from cpuinfer.engine.swap import CostRule
 
 WAYS = ("swap", "recompute")
+LEAST_MS = 0.01
+"""What is drawn of a difference that noise made zero or less."""
 BESIDE = 16
 """Prompt tokens of the sequence that runs on."""
 
@@ -127,13 +129,14 @@ def plot(found: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     axes = figure.subplots()
     lengths = [row["length"] for row in found]
     for way, colour in zip(WAYS, ("tab:blue", "tab:orange"), strict=True):
-        axes.plot(lengths, [1e3 * r["median"][way] for r in found], "o-", color=colour, label=way)
+        medians = [max(1e3 * row["median"][way], LEAST_MS) for row in found]
+        axes.plot(lengths, medians, "o-", color=colour, label=way)
         estimates = [1e3 * row["estimate"][way] for row in found]
         axes.plot(lengths, estimates, "--", color=colour, label=f"{way}, by the rule")
     for at in crossovers(found):
         axes.axvline(at, color="grey", linewidth=0.8)
         axes.annotate(f" {at:.0f}", (at, axes.get_ylim()[0]))
-    axes.set(xscale="log", yscale="symlog", xlabel="tokens of the sequence")
+    axes.set(xscale="log", yscale="log", xlabel="tokens of the sequence")
     axes.set(ylabel="ms until it goes on", title=title)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -21,7 +21,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,13 @@ def one_run(way: tuple[str, str], kind: str, rate: float) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All points; of each load and rate every way once a round, who goes first changes."""
+def measure(options: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The points of each load and rate; every way once a round, who goes first changes."""
     ways = [(engine, "") for engine in options.engines]
     if options.llama:
         ways += [(LLAMA, setting) for setting in options.llama_settings]
-    results = []
     for kind, rate in product(options.load, options.rate):
+        results = []
         runs: dict[tuple[str, str], list[Any]] = {way: [] for way in ways}
         for turn in range(options.rounds):
             first = turn % len(ways)
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             about = made[0].pop("about")
             point = {"load": kind, "rate": rate, "engine": engine, "setting": setting}
             results.append({**point, "about": about, "runs": made})
-    return results
+        yield results
 
 
 def report(options: argparse.Namespace, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def report(options: argparse.Namespace, found: Sequence[dict[str, Any]]) -> dict
 
     return {
         "format": 1,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(word).name if "/" in word else word for word in sys.argv],
         "git_commit": git_commit(),
         "machine": machine(),
         "model": options.model.name,
@@ -214,12 +214,15 @@ def main() -> None:
             check_plotting(options.plot)
         if options.llama:
             serving_http.find_server(options.llama)
-        found = rows(measure(options))
+        points, found = [], []
+        for more in measure(options):
+            points += more
+            found = rows(points)
+            if options.json:  # what was measured stays, whatever becomes of the rest
+                options.json.write_text(json.dumps(report(options, found), indent=1) + "\n")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"serving.py: {error}")
     print(table(found))
-    if options.json:
-        options.json.write_text(json.dumps(report(options, found), indent=1) + "\n")
     if options.plot:
         draw(options.plot, found)
 

@@ -130,39 +130,46 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    """Write a PNG: a row for each load; throughput and percentiles of latencies over the rate. Needs matplotlib."""
+    """Write a PNG: a row for each load; throughput and percentiles of latencies over the rate. Needs matplotlib.
+
+    A load of one rate has the engines side by side instead.
+    """
     from matplotlib.figure import Figure
 
     loads = list(dict.fromkeys(r["load"] for r in found))
     figure = Figure(figsize=(16, 3.6 * len(loads)), layout="constrained")
-    grid = figure.subplots(len(loads), 3, squeeze=False)
-    engines = list(dict.fromkeys((r["engine"], r["setting"]) for r in found))
-    for line, load in zip(grid, loads, strict=True):
-        line[0].set(title=f"{load}: output tokens per second", ylim=(0, None))
-        line[1].set(title="time to first token, s: p50 line, p95 and p99 above", yscale="log")
-        line[2].set(title="time per output token, ms: p50 line, p95 and p99 above", yscale="log")
-        for n, (engine, setting) in enumerate(engines):
-            points = sorted(
-                (
-                    r
-                    for r in found
-                    if (r["load"], r["engine"], r["setting"]) == (load, engine, setting)
-                ),
-                key=lambda r: float(r["rate"]),
-            )
-            if not points:
-                continue
-            rates = [r["rate"] for r in points]
-            style: dict[str, Any] = {"color": f"C{n}", "marker": "o"}
-            speeds = [r["output_tokens_per_s"] for r in points]
-            line[0].plot(rates, speeds, label=f"{engine} {setting}".strip(), **style)
-            for axes, key, scale in ((line[1], "ttft_s", 1), (line[2], "tpot_s", 1000)):
-                low, *high = ([scale * r[key][f"p{p}"] for r in points] for p in PERCENTILES)
-                axes.plot(rates, low, **style)
-                for values, marker in zip(high, "^s", strict=True):
-                    axes.plot(rates, values, color=f"C{n}", marker=marker, linestyle=":", alpha=0.7)
+    for line, load in zip(figure.subplots(len(loads), 3, squeeze=False), loads, strict=True):
+        own = [r for r in found if r["load"] == load]
+        engines = list(dict.fromkeys(f"{r['engine']} {r['setting']}".strip() for r in own))
+        alone = len({r["rate"] for r in own}) == 1
+        for n, engine in enumerate(engines):
+            points = [r for r in own if f"{r['engine']} {r['setting']}".strip() == engine]
+            points.sort(key=lambda r: float(r["rate"]))
+            at = [float(n)] if alone else [float(r["rate"]) for r in points]
+            _draw_engine(line, at, points, f"C{n}", engine)
+        line[0].set(title=f"{load}: output tokens per second")
+        line[0].set_ylim(0, 1.1 * max(r["output_tokens_per_s"] for r in own))
+        line[1].set(title="time to first token, s: p50, dotted p95 and p99", yscale="log")
+        line[2].set(title="time per output token, ms: p50, dotted p95 and p99", yscale="log")
         for axes in line:
-            axes.set_xlabel("requests per second, or at once")
+            if alone:
+                axes.set_xticks(range(len(engines)), engines)
+                axes.margins(x=0.3)
+            else:
+                axes.set_xlabel("requests per second, or at once")
             axes.grid(alpha=0.3)
         line[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _draw_engine(
+    line: Any, at: Sequence[float], points: Sequence[Mapping[str, Any]], color: str, label: str
+) -> None:
+    """One engine's points, in throughput and both latencies."""
+    speeds = [r["output_tokens_per_s"] for r in points]
+    line[0].plot(at, speeds, color=color, marker="o", label=label)
+    for axes, key, scale in ((line[1], "ttft_s", 1), (line[2], "tpot_s", 1000)):
+        for percentile, marker in zip(PERCENTILES, "o^s", strict=True):
+            values = [scale * r[key][f"p{percentile}"] for r in points]
+            style = "-" if percentile == PERCENTILES[0] else ":"
+            axes.plot(at, values, color=color, marker=marker, linestyle=style)

@@ -61,8 +61,18 @@ int64_t ci_attention_shared_bytes(const ci_op *op, int32_t n_threads, int32_t ma
     return all > limit / chunks ? limit : all * chunks;
 }
 
+/* The keys of a tile from the first of a chunk on, up to those of end_chunk. */
+static ci_then attention_keys(const ci_walk *walk, int32_t kv_head, int32_t chunk, int32_t end_chunk) {
+    const ci_batch *batch = walk->step->batch;
+    const ci_query_tile *tile = &walk->tile;
+    const int32_t begin = chunk_begin(chunk, tile->position, walk->shape.window);
+    const int32_t end = attend_min(end_chunk * ATTENTION_CHUNK, tile->position + tile->queries);
+    return (ci_then){batch->block_tables + (int64_t)tile->seq * batch->block_stride + begin / CI_PAGE,
+                     (end - begin + CI_PAGE - 1) / CI_PAGE, kv_head};
+}
+
 /* Point the scratch at the tile and one kv head, and gather the queries' rows. */
-static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_chunk, ci_attend *at) {
+static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_chunk, ci_then then, ci_attend *at) {
     const ci_op *op = walk->op;
     const ci_batch *batch = walk->step->batch;
     const int32_t width = walk->shape.group * op->head_dim;
@@ -77,6 +87,7 @@ static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_ch
     at->position = walk->tile.position;
     at->window = walk->shape.window;
     at->end = attend_min(end_chunk * ATTENTION_CHUNK, at->position + at->queries);
+    at->then = then;
     at->scale = op->scale;
     at->softcap = op->softcap;
     for (int32_t query = 0; query < at->queries; query++)
@@ -144,11 +155,13 @@ static void attention_head(const ci_walk *walk, ci_scratch *scratch, const ci_pa
     }
 }
 
-static void attention_whole(const ci_walk *walk, int32_t span, ci_scratch *scratch) {
+static void attention_whole(const ci_walk *walk, int32_t span, ci_then then, ci_scratch *scratch) {
     const ci_query_tile *tile = &walk->tile;
-    const int32_t group = walk->shape.group;
-    for (int32_t i = 0; i < walk->shape.span; i++) {
-        attention_begin(walk, span * walk->shape.span + i, tile->end_chunk, &scratch->attend);
+    const int32_t group = walk->shape.group, last = walk->shape.span - 1;
+    for (int32_t i = 0; i <= last; i++) {
+        const int32_t kv_head = span * walk->shape.span + i;
+        const ci_then own = attention_keys(walk, kv_head + 1, tile->first_chunk, tile->end_chunk);
+        attention_begin(walk, kv_head, tile->end_chunk, i < last ? own : then, &scratch->attend);
         const ci_partial running = running_partial(walk, scratch, i);
         attention_head(walk, scratch, &running);
     }
@@ -163,12 +176,14 @@ static void attention_whole(const ci_walk *walk, int32_t span, ci_scratch *scrat
 }
 
 /* One run of chunks of a split tile for one span of kv heads, left in the shared area. */
-static void attention_part(const ci_walk *walk, int32_t span, int32_t run, ci_scratch *scratch) {
+static void attention_part(const ci_walk *walk, int32_t span, int32_t run, ci_then then, ci_scratch *scratch) {
     const ci_query_tile *tile = &walk->tile;
     const int32_t begin = tile->first_chunk + run * tile->run, end = attend_min(begin + tile->run, tile->end_chunk);
-    for (int32_t i = 0; i < walk->shape.span; i++) {
+    const int32_t last = walk->shape.span - 1;
+    for (int32_t i = 0; i <= last; i++) {
         const int32_t kv_head = span * walk->shape.span + i;
-        attention_begin(walk, kv_head, end, &scratch->attend);
+        const ci_then own = attention_keys(walk, kv_head + 1, begin, end);
+        attention_begin(walk, kv_head, end, i < last ? own : then, &scratch->attend);
         for (int32_t chunk = begin; chunk < end; chunk++) {
             const ci_partial partial = shared_partial(walk, kv_head, chunk);
             attend_chunk(&scratch->attend, chunk, &partial);
@@ -198,22 +213,53 @@ static int32_t tile_runs(const ci_query_tile *tile) {
     return (tile->end_chunk - tile->first_chunk + tile->run - 1) / tile->run;
 }
 
-/* Items are taken as threads come free; `item` counts on through the tiles in the order of the walk. */
+/* A work item: a span and a run of chunks of the tile that the walk stands at. */
+typedef struct ci_item {
+    ci_walk walk;
+    int64_t begin, items; /* the number of the tile's first item, and how many it has */
+    int32_t span, run;
+} ci_item;
+
+/* The next item that no thread has; 0 where there is none. Numbers count on through the tiles in the order of the walk.
+ */
+static int32_t item_take(ci_item *item) {
+    const int64_t number = ci_team_take(item->walk.step->counter);
+    while (number >= item->begin + item->items) {
+        item->begin += item->items;
+        if (!walk_next(&item->walk))
+            return 0;
+        item->items = (int64_t)item->walk.shape.spans * tile_runs(&item->walk.tile);
+    }
+    const int32_t index = (int32_t)(number - item->begin), runs = tile_runs(&item->walk.tile);
+    item->span = index / runs;
+    item->run = index % runs;
+    return 1;
+}
+
+static ci_then item_keys(const ci_item *item) {
+    const ci_query_tile *tile = &item->walk.tile;
+    const int32_t begin = tile->first_chunk + item->run * tile->run;
+    return attention_keys(&item->walk, item->span * item->walk.shape.span, begin,
+                          attend_min(begin + tile->run, tile->end_chunk));
+}
+
+/* Items are taken as threads come free. One that reads its pages as they are fetches those of the next meanwhile, which
+ * is taken early for that. */
 static void attention_items(ci_walk walk, ci_scratch *scratch) {
-    int64_t begin = 0, items = 0;
-    for (;;) {
-        const int64_t item = ci_team_take(walk.step->counter);
-        while (item >= begin + items) {
-            begin += items;
-            if (!walk_next(&walk))
-                return;
-            items = (int64_t)walk.shape.spans * tile_runs(&walk.tile);
-        }
-        const int32_t index = (int32_t)(item - begin), runs = tile_runs(&walk.tile);
-        if (walk.tile.partials < 0)
-            attention_whole(&walk, index, scratch);
+    ci_item item = {.walk = walk};
+    for (int32_t taken = item_take(&item); taken;) {
+        ci_item next = item;
+        ci_then then = {0};
+        const int32_t early = item.walk.tile.queries * walk.shape.group <= ATTENTION_MR;
+        if (early && (taken = item_take(&next)) != 0)
+            then = item_keys(&next);
+        if (item.walk.tile.partials < 0)
+            attention_whole(&item.walk, item.span, then, scratch);
         else
-            attention_part(&walk, index / runs, index % runs, scratch);
+            attention_part(&item.walk, item.span, item.run, then, scratch);
+        if (!early)
+            taken = item_take(&next);
+        item = next;
     }
 }
 

@@ -59,10 +59,11 @@ static ci_keys attend_find(const ci_attend *at, int32_t start) {
     for (int32_t i = 0; i < keys.pages; i++) {
         const int32_t at_page = start / CI_PAGE + i, page = at->pages[at_page];
         const int32_t behind = start + ATTENTION_GROUP + i * CI_PAGE;
-        const int32_t ahead = behind < at->end ? at->pages[behind / CI_PAGE] : page;
         keys.k[i] = kv_k(kv, at->layer, page, at->kv_head);
         keys.v[i] = keys.k[i] + kv->k_bytes;
-        keys.k_ahead[i] = kv_k(kv, at->layer, ahead, at->kv_head);
+        keys.k_ahead[i] = behind < at->end ? kv_k(kv, at->layer, at->pages[behind / CI_PAGE], at->kv_head)
+                          : i < at->then.n ? kv_k(kv, at->layer, at->then.pages[i], at->then.kv_head)
+                                           : keys.k[i];
         keys.v_ahead[i] = keys.k_ahead[i] + kv->k_bytes;
         if (kv->type == CI_I8) {
             keys.k_scales[i] = kv_scales(kv, at->layer, page, at->kv_head);
@@ -195,8 +196,7 @@ static ci_queries attend_chunk(const ci_attend *at, int32_t chunk, const ci_part
     const int32_t start = chunk * ATTENTION_CHUNK;
     const ci_queries of = attend_seeing(at, tile, start, start + ATTENTION_CHUNK - 1);
     const int32_t first = of.first * at->group, last = of.last * at->group, rows = last - first;
-    const int32_t seen = attend_max(at->position + 1 - at->window, 0); /* the first key of all */
-    const int32_t begin = attend_max(start, seen / ATTENTION_GROUP * ATTENTION_GROUP);
+    const int32_t begin = chunk_begin(chunk, at->position, at->window);
     const int32_t end = attend_min(start + ATTENTION_CHUNK, at->position + at->queries);
     for (int32_t r = first; r < last; r++)
         partial->max[r] = -INFINITY;

@@ -30,6 +30,13 @@ typedef struct ci_partial {
     float *out;
 } ci_partial;
 
+/* What a thread reads when it is done with some keys: n more pages, of a kv head. */
+typedef struct ci_then {
+    const int32_t *pages;
+    int32_t n;
+    int32_t kv_head;
+} ci_then;
+
 /* Consecutive queries of one sequence against one kv head, and the scratch memory to do them in. */
 typedef struct ci_attend {
     const ci_kv *kv;
@@ -42,7 +49,8 @@ typedef struct ci_attend {
     int32_t queries;  /* in this tile */
     int32_t position; /* of the first query */
     int32_t window;   /* keys that a query sees, its own included; ATTENTION_ALL: all up to its own */
-    int32_t end;      /* keys from here on are not read by this thread next: no use to prefetch them */
+    int32_t end;      /* keys from here on are not read by this thread next, but `then` */
+    ci_then then;
     float scale;
     float softcap;  /* 0: none */
     float *q;       /* [rows][head_dim] */
@@ -93,6 +101,12 @@ static inline ci_queries attend_seeing_all(const ci_attend *at, ci_queries of, i
     of.first = attend_min(attend_max(of.first, to - at->position), of.last);
     of.last = attend_max(attend_min(of.last, from - at->position + at->window), of.first);
     return of;
+}
+
+/* The first key of a chunk that queries from `position` on may see, in whole groups. */
+static inline int32_t chunk_begin(int32_t chunk, int32_t position, int32_t window) {
+    const int32_t seen = attend_max(position + 1 - window, 0);
+    return attend_max(chunk * ATTENTION_CHUNK, seen / ATTENTION_GROUP * ATTENTION_GROUP);
 }
 
 /* The keys [*low, *high) of a group that a query sees. */

@@ -137,7 +137,7 @@ DOT_INLINE void make_starts(const form f, char *out, const char *row, int32_t k)
     const ci_q8_row at = ci_q8_row_at(row, k);
     int32_t *starts = (int32_t *)(void *)out;
     for (int32_t i = 0; i < k / 32 * sums_bytes(f) / 4; i++)
-        starts[i] = f.halves ? -f.offset * at.half_sums[i] : -dot_offset(f) * at.sums[i];
+        starts[i] = f.halves ? (i % 2 ? 0 : HALVES_BIAS) - f.offset * at.half_sums[i] : -dot_offset(f) * at.sums[i];
 }
 
 /* A panel of form f as one of form `wide`, whose header is HEADER_UNPACKED and whose codes are bytes. */

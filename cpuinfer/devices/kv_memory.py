@@ -30,27 +30,24 @@ class KVMemory:
 
     def read(self, pages: Sequence[int]) -> Bytes:
         """The images of pages, uint8 [n, image_bytes]. Raises ValueError for a page that is not there."""
-        chosen = self._chosen(pages)
-        images = np.empty((len(chosen), self._layers, self._heads, self._part_bytes), np.uint8)
-        at = 0
-        for part in self._parts:
-            images[..., at : at + part.shape[3]] = part[:, :, chosen].transpose(2, 0, 1, 3)
-            at += part.shape[3]
-        return images.reshape(len(chosen), self.image_bytes)
+        images = np.empty((len(pages), self.image_bytes), np.uint8)
+        self.read_to(pages, images)
+        return images
 
-    def write(self, pages: Sequence[int], images: Bytes) -> None:
-        """Set pages to images, uint8 [n, image_bytes]. Raises ValueError for pages or images that do not fit."""
-        chosen = self._chosen(pages)
-        if images.dtype != np.uint8 or images.shape != (len(chosen), self.image_bytes):
-            raise ValueError(
-                f"images of {len(chosen)} KV pages: expected uint8 {(len(chosen), self.image_bytes)},"
-                f" got {images.dtype} {images.shape}"
-            )
-        split = images.reshape(len(chosen), self._layers, self._heads, self._part_bytes)
-        at = 0
-        for part in self._parts:
-            part[:, :, chosen] = split[..., at : at + part.shape[3]].transpose(1, 2, 0, 3)
-            at += part.shape[3]
+    def read_to(self, pages: Sequence[int], images: Bytes | Sequence[Bytes]) -> None:
+        """Set images, of uint8 [image_bytes] each, to those of pages. Raises ValueError for what does not fit.
+
+        Page by page, each piece once: indexing all at once copies through fresh memory, at a tenth of the speed.
+        """
+        for page, image in self._pairs(pages, images):
+            for piece, part in zip(image, self._parts, strict=True):
+                piece[...] = part[:, :, page]
+
+    def write(self, pages: Sequence[int], images: Bytes | Sequence[Bytes]) -> None:
+        """Set pages to images, of uint8 [image_bytes] each. Raises ValueError for what does not fit."""
+        for page, image in self._pairs(pages, images):
+            for piece, part in zip(image, self._parts, strict=True):
+                part[:, :, page] = piece
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Set every target to its source, as all sources were before. Raises ValueError for pages that do not fit."""
@@ -65,3 +62,21 @@ class KVMemory:
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < self.n_pages):
             raise ValueError(f"KV pages {list(pages)}: there are {self.n_pages}")
         return chosen
+
+    def _pairs(
+        self, pages: Sequence[int], images: Bytes | Sequence[Bytes]
+    ) -> list[tuple[int, list[Bytes]]]:
+        """(page, its image cut into the parts' pieces [n_layers, n_kv_heads, bytes])."""
+        chosen, expected = self._chosen(pages), (len(pages), self.image_bytes)
+        odd = {(str(i.dtype), i.shape) for i in images} - {("uint8", expected[1:])}
+        if len(images) != len(chosen) or odd:
+            got = odd or f"{len(images)} images"
+            raise ValueError(
+                f"images of {len(chosen)} KV pages: expected uint8 {expected}, got {got}"
+            )
+        ends = np.cumsum([part.shape[3] for part in self._parts])[:-1]
+        shape = self._layers, self._heads, self._part_bytes
+        return [
+            (int(page), np.split(image.reshape(shape), ends, axis=2))
+            for page, image in zip(chosen, images, strict=True)
+        ]

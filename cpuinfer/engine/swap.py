@@ -144,14 +144,14 @@ class SwapArea:
             raise ValueError(f"{len(pages)} swap slots wanted, {len(self._free)} free")
         begin = perf_counter()
         slots = [self._free.pop() for _ in pages]
-        self._images[slots] = self._kv.read(pages)
+        self._kv.read_to(pages, [self._images[slot] for slot in slots])
         self.rule.add_out(len(pages) * self.slot_bytes, perf_counter() - begin)
         return slots
 
     def load(self, slots: Sequence[int], pages: Sequence[int]) -> None:
         """Copy slots to pages. The slots stay in use."""
         begin = perf_counter()
-        self._kv.write(pages, self._images[list(slots)])
+        self._kv.write(pages, [self._images[slot] for slot in slots])
         self.rule.add_back(len(pages) * self.slot_bytes, perf_counter() - begin)
 
     def free(self, slots: Sequence[int]) -> None:

@@ -5,6 +5,8 @@
 
 /* Whether dots start at -offset times the sum of each half's q, made once for a row, instead of losing that later. */
 #define HALVES_STARTS 0
+/* What the first half's start has beside. */
+#define HALVES_BIAS 0
 
 /* dot = sc0 * sum((code - offset) * q) over the block's first half + sc1 * the same over the second, never -0; blocks,
  * pairs and x as dot_halves takes them. s: of each token the sums of its halves as int16; with HALVES_STARTS and an
