@@ -1,9 +1,9 @@
-"""Accuracy against the f32 model: KL divergence and top-1 agreement, ours beside llama.cpp's, on the same file.
+"""Accuracy against the f32 model: KL divergence and top-1 agreement, ours beside llama.cpp's, on the same files.
 
 The f32 model is transformers' own, on the weights which transformers dequantises from the same GGUF. Each engine runs in a
 process of its own and leaves its logits in a file.
 
-    python benchmarks/accuracy.py MODEL.gguf [--tokens 2048] [--window 512] [--json out.json]
+    python benchmarks/accuracy.py MODEL.gguf... [--tokens 2048] [--window 512] [--json out.json]
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,25 +93,84 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def compare(ref: NDArray[np.float32], got: NDArray[np.float32]) -> dict[str, float]:
-    """Mean KL(ref || got) in nats, its standard error, and how often the most likely token agrees, in percent."""
-    kl, same = [], []
+def divergence(ref: NDArray[np.float32], got: NDArray[np.float32]) -> NDArray[np.float64]:
+    """KL(ref || got) in nats of every position [n, T]."""
+    kl = []
     for r, g in zip(ref, got, strict=True):
         lr, lg = log_softmax(r), log_softmax(g)
         kl.append((np.exp(lr) * (lr - lg)).sum(axis=-1))
-        same.append(r.argmax(-1) == g.argmax(-1))
-    all_kl = np.concatenate(kl)
+    return np.stack(kl)
+
+
+def mean(values: NDArray[np.float64]) -> dict[str, float]:
+    """Of the values, and its standard error as if they were independent."""
+    error = values.std() / np.sqrt(values.size)
+    return {"mean": float(values.mean()), "standard_error": float(error)}
+
+
+def compare(folder: Path) -> dict[str, Any]:
+    """Of each engine's logits in the folder, against the reference's: mean KL with its standard error, how often the
+    most likely token agrees in percent, the largest and the root mean square error of a logit. Beside them ours less
+    llama.cpp's, position by position, with standard errors of their own."""
+    ref = np.load(folder / "reference.npy", mmap_mode="r")
+    found: dict[str, Any] = {}
+    kl, same = {}, {}
+    for engine in ("llama.cpp", "cpuinfer"):
+        got = np.load(folder / f"{engine}.npy", mmap_mode="r")
+        kl[engine] = divergence(ref, got)
+        same[engine] = (ref.argmax(-1) == got.argmax(-1)).astype(np.float64)
+        errors = [(np.abs(e).max(), np.square(e, dtype=np.float64).mean()) for e in got - ref]
+        found[engine] = {
+            "kl": mean(kl[engine]),
+            "top1_percent": 100.0 * float(same[engine].mean()),
+            "max_logit_error": float(max(most for most, _ in errors)),
+            "rms_logit_error": float(np.sqrt(np.mean([square for _, square in errors]))),
+        }
+    found["kl_difference"] = mean(kl["cpuinfer"] - kl["llama.cpp"])
+    found["top1_percent_difference"] = mean(100.0 * same["cpuinfer"] - 100.0 * same["llama.cpp"])
+    return found
+
+
+def measure(model: Path, tokens: int, window: int) -> dict[str, Any]:
+    """Every engine in a process of its own on one file, compared; and how many matrices of the file have which type."""
+    import gguf
+
+    reader = gguf.GGUFReader(model)
+    types = Counter(t.tensor_type.name for t in reader.tensors if len(t.shape) > 1)
+    vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ids = windows(model, tokens, window)
+        np.save(folder / "ids.npy", ids)
+        for engine in ENGINES:
+            shape = (*ids.shape, vocab)
+            np.lib.format.open_memmap(folder / f"{engine}.npy", "w+", np.float32, shape)
+            command = [sys.executable, __file__, str(model), "--engine", engine]
+            subprocess.run([*command, "--folder", name], check=True, env=dict(os.environ))
+        what = {"model": model.name, "matrices": dict(types.most_common()), "tokens": ids.size}
+        return {**what, **compare(folder)}
+
+
+def about(window: int) -> dict[str, Any]:
+    """What a reader needs to repeat it."""
+    from cpuinfer.cli.bench_machine import git_commit, machine
+
+    packages = ("torch", "transformers", "gguf", "llama-cpp-python", "numpy")
     return {
-        "mean_kl": float(all_kl.mean()),
-        "kl_standard_error": float(all_kl.std() / np.sqrt(all_kl.size)),
-        "top1_percent": float(np.concatenate(same).mean() * 100),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git_commit": git_commit(),
+        "machine": machine(),
+        "versions": {name: version(name) for name in packages},
+        "window": window,
+        "reference": "transformers, f32, on the weights dequantised from the same file",
+        "kv_type": "f16 of both engines",
     }
 
 
 def main() -> None:
-    """Run every engine in its own process, then compare."""
+    """Measure every file; the report is written after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
+    parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--json", type=Path)
@@ -118,28 +180,14 @@ def main() -> None:
     if args.engine:
         ids = np.load(args.folder / "ids.npy")
         out = np.lib.format.open_memmap(args.folder / f"{args.engine}.npy")
-        ENGINES[args.engine](args.model, ids, out)
+        ENGINES[args.engine](args.models[0], ids, out)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        ids = windows(args.model, args.tokens, args.window)
-        np.save(folder / "ids.npy", ids)
-        import gguf
-
-        vocab = len(gguf.GGUFReader(args.model).fields["tokenizer.ggml.tokens"].data)
-        for engine in ENGINES:
-            shape = (*ids.shape, vocab)
-            np.lib.format.open_memmap(folder / f"{engine}.npy", "w+", np.float32, shape)
-            command = [sys.executable, __file__, str(args.model), "--engine", engine]
-            subprocess.run([*command, "--folder", name], check=True, env=dict(os.environ))
-        ref = np.load(folder / "reference.npy", mmap_mode="r")
-        report: dict[str, object] = {"model": args.model.name, "tokens": int(ids.size)}
-        for engine in ("llama.cpp", "cpuinfer"):
-            report[engine] = compare(ref, np.load(folder / f"{engine}.npy", mmap_mode="r"))
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    report: dict[str, Any] = {**about(args.window), "results": []}
+    for model in args.models:
+        report["results"].append(measure(model, args.tokens, args.window))
+        print(json.dumps(report["results"][-1], indent=2), flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Writes the folder that --peer onnxruntime-genai=FOLDER takes, from a GGUF file: by transformers, which expands the
 weights, and the model builder of onnxruntime-genai, which quantises them to 4 bits in blocks of 32 (accuracy level 4:
-products in int8).
+products in int8). Logits are made for the last token of a prompt only.
 
     pip install onnxruntime-genai onnx onnx-ir torch transformers gguf
     python benchmarks/peers/onnxruntime_genai.py MODEL.gguf FOLDER
@@ -14,10 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from hf_folder import save
 
-OPTIONS = ("int4_block_size=32", "int4_accuracy_level=4")
+OPTIONS = ("block_size=32", "accuracy_level=4", "prune_lm_head=true")
 
 
 def main() -> None:
@@ -28,13 +27,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    where = {"gguf_file": args.model.name, "local_files_only": True}
     with tempfile.TemporaryDirectory() as temporary:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(args.model.parent), dtype=torch.float32, **where
-        )
-        model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(str(args.model.parent), **where).save_pretrained(temporary)
+        save(args.model, Path(temporary))
         builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
         kinds = ["-p", "int4", "-e", "cpu", "--extra_options", *OPTIONS]
         command = [*builder, "-i", temporary, "-o", str(args.folder), *kinds]

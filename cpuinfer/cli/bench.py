@@ -42,7 +42,7 @@ Peers = Annotated[
         "--peer",
         metavar="NAME[=PATH],...",
         help="Measure other engines too, in -r interleaved rounds: llama.cpp (PATH: the folder of llama-bench), "
-        "transformers, openvino-genai, onnxruntime-genai (PATH: a converted model).",
+        "transformers, openvino-genai, onnxruntime-genai and ctranslate2 (PATH: a converted model).",
     ),
 ]
 

@@ -43,6 +43,11 @@ PEERS = {
         "pip install onnxruntime-genai, make a folder with benchmarks/peers/onnxruntime_genai.py and give "
         "--peer onnxruntime-genai=FOLDER",
     ),
+    "ctranslate2": Peer(
+        "ctranslate2",
+        "pip install ctranslate2, make a folder with benchmarks/peers/ctranslate2_int8.py and give "
+        "--peer ctranslate2=FOLDER",
+    ),
 }
 """By the name that --peer takes."""
 
