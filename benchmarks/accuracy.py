@@ -153,11 +153,11 @@ def measure(model: Path, tokens: int, window: int) -> dict[str, Any]:
 
 def about(window: int) -> dict[str, Any]:
     """What a reader needs to repeat it."""
-    from cpuinfer.cli.bench_machine import git_commit, machine
+    from cpuinfer.cli.bench_machine import command, git_commit, machine
 
     packages = ("torch", "transformers", "gguf", "llama-cpp-python", "numpy")
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "git_commit": git_commit(),
         "machine": machine(),
         "versions": {name: version(name) for name in packages},

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
+from cpuinfer.cli.bench_machine import command
 from cpuinfer.cli.bench_peer import OURS, Plan, Report, measure, parse_peers, table
 from cpuinfer.cli.bench_spec import Case
 from cpuinfer.cli.peers import LIMIT
@@ -37,11 +38,11 @@ WHOLE = "cpuinfer-engine"
 def run(args: argparse.Namespace) -> Report:
     """All suites of all models, one after the other, in one report, which is written after each."""
     peers = parse_peers(args.peer) if args.peer else {}
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    whole = Report(plan_of(args, tuple(args.models), args.suite, peers), command)
+    words = command()
+    whole = Report(plan_of(args, tuple(args.models), args.suite, peers), words)
     for model, suite in product(args.models, args.suite):
         plan = plan_of(args, (model,), [suite], peers)
-        report = measure(plan, command, lambda what: print(what, file=sys.stderr))
+        report = measure(plan, words, lambda what: print(what, file=sys.stderr))
         whole.about += report.about
         whole.samples += report.samples
         whole.skipped += report.skipped

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "conform
 
 from native_op import LEVELS, Call, quantize  # noqa: E402
 
-from cpuinfer.cli.bench_machine import git_commit, machine  # noqa: E402
+from cpuinfer.cli.bench_machine import command, git_commit, machine  # noqa: E402
 from cpuinfer.cli.bench_peer import Process  # noqa: E402
 from cpuinfer.cli.bench_stats import summary  # noqa: E402
 from cpuinfer.cli.peers.serve import answers  # noqa: E402
@@ -245,8 +245,7 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"kernels.py: {error}")
     if options.json:
-        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        about = {"command": words, "git_commit": git_commit(), "machine": machine()}
+        about = {"command": command(), "git_commit": git_commit(), "machine": machine()}
         options.json.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -108,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the samples here")
     options = parser.parse_args()
-    from cpuinfer.cli.bench_machine import git_commit, machine
+    from cpuinfer.cli.bench_machine import command, git_commit, machine
 
     results = []
     print("| sequences | tokens are | Python, median ms | p90 | call, median ms |")
@@ -127,7 +126,7 @@ def main() -> None:
                 results.append({"sequences": n, "tokens": name, **rounded})
     if options.json:
         report = {
-            "command": [Path(word).name if "/" in word else word for word in sys.argv],
+            "command": command(),
             "git_commit": git_commit(),
             "machine": machine(),
             "model": options.model.name,

@@ -97,13 +97,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
     """The file: every sample, medians and how many times shorter."""
-    from cpuinfer.cli.bench_machine import git_commit, machine
+    from cpuinfer.cli.bench_machine import command, git_commit, machine
     from cpuinfer.cli.output import version
 
     times = found["times"]
     return {
         "format": 1,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "version": version(),
         "git_commit": git_commit(),
         "machine": machine(),

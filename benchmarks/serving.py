@@ -134,11 +134,11 @@ def report(options: argparse.Namespace, found: Sequence[dict[str, Any]]) -> dict
     """The file. Times of single tokens are left out: they are 100 times the rest."""
     from serving_load import LEAST, MOST, SHAREGPT_OUTPUT, SHAREGPT_PROMPT, SIGMA
 
-    from cpuinfer.cli.bench_machine import git_commit, machine
+    from cpuinfer.cli.bench_machine import command, git_commit, machine
 
     return {
         "format": 1,
-        "command": [Path(word).name if "/" in word else word for word in sys.argv],
+        "command": command(),
         "git_commit": git_commit(),
         "machine": machine(),
         "model": options.model.name,

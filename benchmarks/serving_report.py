@@ -117,7 +117,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         cells = (
             row["load"],
             f"{row['rate']:g}",
-            f"{row['engine']} {row['setting']}".strip(),
+            _name(row),
             f"{row['output_tokens_per_s']:.1f}",
             " / ".join(f"{row['ttft_s'][f'p{p}']:.2f}" for p in PERCENTILES),
             " / ".join(f"{1000 * row['tpot_s'].get(f'p{p}', 0):.0f}" for p in PERCENTILES),
@@ -127,6 +127,10 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return f"{row['engine']} {row['setting']}".strip()
 
 
 def draw(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
@@ -140,10 +144,10 @@ def draw(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     figure = Figure(figsize=(16, 3.6 * len(loads)), layout="constrained")
     for line, load in zip(figure.subplots(len(loads), 3, squeeze=False), loads, strict=True):
         own = [r for r in found if r["load"] == load]
-        engines = list(dict.fromkeys(f"{r['engine']} {r['setting']}".strip() for r in own))
+        engines = list(dict.fromkeys(_name(r) for r in own))
         alone = len({r["rate"] for r in own}) == 1
         for n, engine in enumerate(engines):
-            points = [r for r in own if f"{r['engine']} {r['setting']}".strip() == engine]
+            points = [r for r in own if _name(r) == engine]
             points.sort(key=lambda r: float(r["rate"]))
             at = [float(n)] if alone else [float(r["rate"]) for r in points]
             _draw_engine(line, at, points, f"C{n}", engine)

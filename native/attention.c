@@ -71,8 +71,10 @@ static ci_then attention_keys(const ci_walk *walk, int32_t kv_head, int32_t chun
                      (end - begin + CI_PAGE - 1) / CI_PAGE, kv_head};
 }
 
-/* Point the scratch at the tile and one kv head, and gather the queries' rows. */
-static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_chunk, ci_then then, ci_attend *at) {
+/* Point the scratch at chunks of the tile and one kv head, and gather the queries' rows. The thread goes on to the next
+ * kv head of the span, or to `then`. */
+static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t chunk, int32_t end_chunk, ci_then then,
+                            ci_attend *at) {
     const ci_op *op = walk->op;
     const ci_batch *batch = walk->step->batch;
     const int32_t width = walk->shape.group * op->head_dim;
@@ -87,7 +89,7 @@ static void attention_begin(const ci_walk *walk, int32_t kv_head, int32_t end_ch
     at->position = walk->tile.position;
     at->window = walk->shape.window;
     at->end = attend_min(end_chunk * ATTENTION_CHUNK, at->position + at->queries);
-    at->then = then;
+    at->then = (kv_head + 1) % walk->shape.span ? attention_keys(walk, kv_head + 1, chunk, end_chunk) : then;
     at->scale = op->scale;
     at->softcap = op->softcap;
     for (int32_t query = 0; query < at->queries; query++)
@@ -157,11 +159,9 @@ static void attention_head(const ci_walk *walk, ci_scratch *scratch, const ci_pa
 
 static void attention_whole(const ci_walk *walk, int32_t span, ci_then then, ci_scratch *scratch) {
     const ci_query_tile *tile = &walk->tile;
-    const int32_t group = walk->shape.group, last = walk->shape.span - 1;
-    for (int32_t i = 0; i <= last; i++) {
-        const int32_t kv_head = span * walk->shape.span + i;
-        const ci_then own = attention_keys(walk, kv_head + 1, tile->first_chunk, tile->end_chunk);
-        attention_begin(walk, kv_head, tile->end_chunk, i < last ? own : then, &scratch->attend);
+    const int32_t group = walk->shape.group;
+    for (int32_t i = 0; i < walk->shape.span; i++) {
+        attention_begin(walk, span * walk->shape.span + i, tile->first_chunk, tile->end_chunk, then, &scratch->attend);
         const ci_partial running = running_partial(walk, scratch, i);
         attention_head(walk, scratch, &running);
     }
@@ -179,11 +179,9 @@ static void attention_whole(const ci_walk *walk, int32_t span, ci_then then, ci_
 static void attention_part(const ci_walk *walk, int32_t span, int32_t run, ci_then then, ci_scratch *scratch) {
     const ci_query_tile *tile = &walk->tile;
     const int32_t begin = tile->first_chunk + run * tile->run, end = attend_min(begin + tile->run, tile->end_chunk);
-    const int32_t last = walk->shape.span - 1;
-    for (int32_t i = 0; i <= last; i++) {
+    for (int32_t i = 0; i < walk->shape.span; i++) {
         const int32_t kv_head = span * walk->shape.span + i;
-        const ci_then own = attention_keys(walk, kv_head + 1, begin, end);
-        attention_begin(walk, kv_head, end, i < last ? own : then, &scratch->attend);
+        attention_begin(walk, kv_head, begin, end, then, &scratch->attend);
         for (int32_t chunk = begin; chunk < end; chunk++) {
             const ci_partial partial = shared_partial(walk, kv_head, chunk);
             attend_chunk(&scratch->attend, chunk, &partial);

@@ -7,26 +7,14 @@ the converter of CTranslate2, which quantises them to int8 with a scale a row.
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-from pathlib import Path
-
 from ctranslate2.converters import TransformersConverter
-from hf_folder import save
+from hf_folder import run
 
 
-def main() -> None:
-    """GGUF -> a folder of transformers' -> a folder of CTranslate2's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        save(args.model, Path(temporary))
-        TransformersConverter(temporary).convert(str(args.folder), quantization="int8", force=True)
+def convert(source: str, folder: str) -> None:
+    """A folder of transformers' -> one of CTranslate2's."""
+    TransformersConverter(source).convert(folder, quantization="int8", force=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, convert)

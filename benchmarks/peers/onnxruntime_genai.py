@@ -8,32 +8,20 @@ products in int8). Logits are made for the last token of a prompt only.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-from hf_folder import save
+from hf_folder import run
 
 OPTIONS = ("block_size=32", "accuracy_level=4", "prune_lm_head=true")
 
 
-def main() -> None:
-    """GGUF -> a folder of transformers' -> a folder of onnxruntime-genai's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path)
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        save(args.model, Path(temporary))
-        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        kinds = ["-p", "int4", "-e", "cpu", "--extra_options", *OPTIONS]
-        command = [*builder, "-i", temporary, "-o", str(args.folder), *kinds]
-        subprocess.run(command, check=True)
+def convert(source: str, folder: str) -> None:
+    """A folder of transformers' -> one of onnxruntime-genai's."""
+    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    kinds = ["-p", "int4", "-e", "cpu", "--extra_options", *OPTIONS]
+    subprocess.run([*builder, "-i", source, "-o", folder, *kinds], check=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, convert)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,11 @@ def machine() -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
     }
+
+
+def command() -> list[str]:
+    """What was called, for a report: files by their names, whatever folders they lie in."""
+    return [re.sub(r"[^=,]*/", "", word) for word in sys.argv]
 
 
 def git_commit(file: Path = Path(__file__)) -> str | None:

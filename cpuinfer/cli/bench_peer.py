@@ -377,6 +377,7 @@ def beside(
 ) -> None:
     """`bench --peer`: measure and print, as a table ("md") or as one object ("json")."""
     from cpuinfer import hub
+    from cpuinfer.cli.bench_machine import command
     from cpuinfer.cli.boundary import usage
     from cpuinfer.cli.output import note, print_json
 
@@ -384,8 +385,7 @@ def beside(
         engines = {OURS: None, LIMIT: None, **parse_peers(peers)}
     paths = tuple(hub.resolve(name, progress=True) for name in models)
     plan = Plan(paths, tuple(threads), tuple(points), engines, rounds, kv_type, isa, ubatch)
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    report = measure(plan, words, note)
+    report = measure(plan, command(), note)
     if form == "json":
         print_json(report.as_json())
     else:
