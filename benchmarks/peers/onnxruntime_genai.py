@@ -18,7 +18,7 @@ OPTIONS = ("block_size=32", "accuracy_level=4", "prune_lm_head=true")
 
 def convert(source: str, folder: str) -> None:
     """A folder of transformers' -> one of onnxruntime-genai's."""
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    builder = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]  # -P: not this file
     kinds = ["-p", "int4", "-e", "cpu", "--extra_options", *OPTIONS]
     subprocess.run([*builder, "-i", source, "-o", folder, *kinds], check=True)
 
