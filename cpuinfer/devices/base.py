@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ def page_bytes(kv: KVSpec, kv_type: KVType) -> int:
     return kv.n_layers * PAGE_TOKENS * kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """One step of ragged work, built whole. Sequence s owns tokens q_indptr[s]:q_indptr[s+1].
 
     tokens, positions [T] i32; q_indptr [S+1] i32; block_tables [S, max_blocks] i32, the page of each 16 positions

@@ -12,8 +12,8 @@ _I32 = np.dtype(np.int32)
 
 def check_shapes(batch: Batch, limits: Limits) -> None:
     """The part of check_batch that looks at no element: types, dimensions, sizes that fit each other and the limits."""
-    for name, dims in _SHAPES:
-        array = getattr(batch, name)
+    for name, array in zip(Batch._fields, batch, strict=True):
+        dims = 2 if name == "block_tables" else 1
         if array.dtype != _I32 or array.ndim != dims or not array.flags.c_contiguous:
             raise ValueError(
                 f"batch.{name}: expected contiguous int32 of {dims} dimension(s), "
@@ -41,15 +41,6 @@ def check_batch(batch: Batch, limits: Limits, vocab_size: int) -> None:
         _check_range("block_tables", batch.block_tables[0, :blocks], limits.n_pages)
     else:
         _check_ragged(batch, limits, n_tokens)
-
-
-_SHAPES = (
-    ("tokens", 1),
-    ("positions", 1),
-    ("q_indptr", 1),
-    ("block_tables", 2),
-    ("logit_rows", 1),
-)
 
 
 def _check_sizes(batch: Batch, limits: Limits, n_tokens: int, n_seqs: int) -> None:

@@ -30,19 +30,23 @@ class NativeSampler:
 
     def choose(self, logits: Logits, choices: Sequence[Choice]) -> list[int]:
         """As Sampler.choose. Raises ValueError for logits of another shape or a row that they lack."""
-        self._check(logits, max(choice.row for choice in choices))
         call, slots = self._sampling, self._slots(len(choices))
-        edits, n_edits = [], 0
+        edits, n_edits, last = [], 0, 0
         for c, (row, filters, seed, choice, position, edit) in zip(slots, choices, strict=False):
-            c.row, c.seed, c.choice, c.position = row, seed, choice, position
-            c.temperature = 0.0 if filters.greedy else filters.temperature
-            c.top_k = min(filters.top_k, self._vocab_size)
-            c.top_p, c.min_p = filters.top_p, filters.min_p
+            last = max(row, last)
+            c.row = row
+            if filters.greedy:
+                c.temperature = 0.0
+            else:
+                c.seed, c.choice, c.position = seed, choice, position
+                c.temperature, c.top_p, c.min_p = filters.temperature, filters.top_p, filters.min_p
+                c.top_k = min(filters.top_k, self._vocab_size)
             c.edit_begin = c.edit_end = n_edits
             if edit is not None and len(edit.ids):
                 n_edits += len(edit.ids)
                 c.edit_end = n_edits
                 edits.append(edit)
+        self._check(logits, last)
         alive = []
         if edits:
             ids = np.concatenate([edit.ids for edit in edits]).astype(np.int32)

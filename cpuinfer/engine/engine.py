@@ -8,11 +8,12 @@ from pathlib import Path
 from time import perf_counter
 
 from cpuinfer.devices.base import Executable, Limits
+from cpuinfer.engine.batch import Step
 from cpuinfer.engine.beam import BeamSearch
 from cpuinfer.engine.pins import Pin
 from cpuinfer.engine.prefix_store import PrefixStore
 from cpuinfer.engine.sampling import Sampled, sample_step
-from cpuinfer.engine.scheduler import Scheduler, Step
+from cpuinfer.engine.scheduler import Scheduler
 from cpuinfer.engine.sequence import Request, Sequence
 from cpuinfer.engine.swap import CostRule, SwapArea
 
@@ -111,28 +112,31 @@ class Engine:
         A step that raises (ValueError: logits that are not finite; whatever the device raises) has
         committed nothing.
         """
-        overdue = self.scheduler.overdue(perf_counter())
-        self._end(overdue, "timeout")
-        if not self.has_work:
-            return overdue
+        stepped = self.scheduler.overdue(perf_counter())
+        if stepped:
+            self._end(stepped, "timeout")
+            if not self.has_work:
+                return stepped
         step = self.scheduler.schedule()
         step.moves.perform(self.executable.kv, self.scheduler.area)
         begin = perf_counter()
         logits = self.executable.run(step.batch)
         self.costs.add_step(len(step.batch.tokens), len(step.chunks), perf_counter() - begin)
         sampled = sample_step(step.chunks, logits, self.executable.sampler)
-        return overdue + self._commit(step, sampled)
+        self._commit(step, sampled, stepped)
+        return stepped
 
-    def _commit(self, step: Step, sampled: list[Sampled]) -> list[Sequence]:
+    def _commit(self, step: Step, sampled: list[Sampled], stepped: list[Sequence]) -> None:
         searches: list[BeamSearch] = []
         for chunk, result in zip(step.chunks, sampled, strict=True):
             sequence = chunk.sequence
+            stepped.append(sequence)
             self.scheduler.advance(chunk)
             if sequence.search is not None:
                 if result.likeliest and sequence.search.take(sequence, result.likeliest):
                     searches.append(sequence.search)
                 continue
-            if sequence.prompt_logprobs is not None:
+            if sequence.prompt_logprobs is not None and result.prompt_logprobs is not None:
                 sequence.prompt_logprobs += result.prompt_logprobs
             if result.token is not None:
                 sequence.append(result.token, result.logprobs)
@@ -145,7 +149,6 @@ class Engine:
                 self.scheduler.remove(sequence)
         for search in searches:
             search.advance(self.scheduler)
-        return [chunk.sequence for chunk in step.chunks]
 
     def _end(self, sequences: Iterable[Sequence], reason: str) -> None:
         for sequence in sequences:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpuinfer.devices.sampling import Choice, Edits, Sampler, Score
+from cpuinfer.engine.batch import Chunk
 from cpuinfer.engine.grammar import GrammarError
 from cpuinfer.engine.random import random_bits
 from cpuinfer.engine.sampler import (
@@ -20,7 +21,6 @@ from cpuinfer.engine.sampler import (
     likeliest,
     logprobs,
 )
-from cpuinfer.engine.scheduler import Chunk
 from cpuinfer.engine.sequence import TokenLogprobs
 
 _REFERENCE = NumpySampler()
@@ -38,7 +38,7 @@ class Sampled:
 
     token: int | None = None
     logprobs: TokenLogprobs | None = None
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
     likeliest: list[TokenLogprob] | None = None
 
@@ -50,56 +50,62 @@ def sample_step(
 
     A chunk's rows belong to the last n_rows of its tokens. Raises ValueError where logits are not finite.
     """
-    sampled = [Sampled() for _ in chunks]
+    sampled: list[Sampled] = []
     choices: list[Choice] = []
     masks: dict[int, Mask] = {}  # by the number of the choice
-    chosen: list[int] = []  # whose choices they are
+    chosen: list[
+        tuple[Sampled, int | None]
+    ] = []  # whose choices they are; how many to list beside them
     scores: list[Score] = []
     scored: list[tuple[Sampled, str]] = []
     end_row = 0
-    for i, chunk in enumerate(chunks):
-        end_row += chunk.n_rows
-        sequence = chunk.sequence
+    for chunk in chunks:
+        sequence, n_tokens, n_rows = chunk
+        tokens, adjustment = sequence.tokens, sequence.adjustment
+        end_row += n_rows
+        result = Sampled()
+        sampled.append(result)
         if sequence.logits is not None:
-            end = sequence.computed + chunk.n_tokens
-            sequence.logits[end - chunk.n_rows : end] = logits[end_row - chunk.n_rows : end_row]
+            end = sequence.computed + n_tokens
+            sequence.logits[end - n_rows : end] = logits[end_row - n_rows : end_row]
             continue
-        if sequence.prompt_logprobs is not None and chunk.n_rows:
-            asked = _prompt_scores(chunk, end_row - chunk.n_rows)
+        if sequence.prompt_logprobs is not None and n_rows:
+            asked = _prompt_scores(chunk, end_row - n_rows)
             scores += asked
-            scored += [(sampled[i], "prompt")] * len(asked)
-        if chunk.n_tokens == sequence.remaining:
-            if sequence.search is not None:
-                scores.append(Score(end_row - 1, 0, sequence.search.n_listed))
-                scored.append((sampled[i], "beam"))
+            scored += [(result, "prompt")] * len(asked)
+        if sequence.computed + n_tokens < len(tokens):
+            continue
+        if sequence.search is not None:
+            scores.append(Score(end_row - 1, 0, sequence.search.n_listed))
+            scored.append((result, "beam"))
+            continue
+        if sequence.grammar is not None:
+            try:
+                masks[len(choices)] = sequence.grammar.allowed()
+            except GrammarError as error:
+                result.error = str(error)
                 continue
-            if sequence.grammar is not None:
-                try:
-                    masks[len(choices)] = sequence.grammar.allowed()
-                except GrammarError as error:
-                    sampled[i].error = str(error)
-                    continue
-            choices.append(_choice(chunk, logits, end_row - 1))
-            chosen.append(i)
+        edits = None
+        if adjustment is not None:
+            edits = adjustment.edits(logits[end_row - 1], tokens, sequence.n_prompt)
+        choices.append(
+            Choice(end_row - 1, sequence.params, sequence.seed, sequence.choice, len(tokens), edits)
+        )
+        chosen.append((result, sequence.n_logprobs))
     if choices:
-        tokens = _choose_allowed(logits, choices, masks, sampler)
-        for i, choice, token in zip(chosen, choices, tokens, strict=True):
-            sampled[i].token = token
-            wanted = chunks[i].sequence.params.n_logprobs
+        drawn = (
+            _choose_allowed(logits, choices, masks, sampler)
+            if masks
+            else _choose(logits, choices, sampler)
+        )
+        for (result, wanted), choice, token in zip(chosen, choices, drawn, strict=True):
+            result.token = token
             if wanted is not None:
                 scores.append(Score(choice.row, token, wanted))
-                scored.append((sampled[i], "token"))
+                scored.append((result, "token"))
     if scores:
         _add_scores(logits, scores, scored, sampler)
     return sampled
-
-
-def _choice(chunk: Chunk, logits: NDArray[np.float32], row: int) -> Choice:
-    sequence = chunk.sequence
-    tokens, adjustment, edits = sequence.tokens, sequence.adjustment, None
-    if adjustment is not None:
-        edits = adjustment.edits(logits[row], tokens, sequence.n_prompt)
-    return Choice(row, sequence.params, sequence.seed, sequence.choice, len(tokens), edits)
 
 
 def _choose_allowed(
@@ -108,13 +114,11 @@ def _choose_allowed(
     masks: dict[int, Mask],
     sampler: Sampler | None,
 ) -> list[int]:
-    """A token for every choice, of those that its mask [V] allows, if it has one.
+    """A token for every choice, of those that its mask [V] allows, if it has one; some have.
 
     To mask is to set the other logits to -inf, whichever way is cheaper: few tokens are chosen from by themselves, as
     weights of 0 change neither a filter nor a draw.
     """
-    if not masks:
-        return _choose(logits, choices, sampler)
     tokens = [-1] * len(choices)
     many: list[int] = []
     for i, mask in masks.items():
@@ -158,22 +162,23 @@ def _choose(
     logits: NDArray[np.float32], choices: list[Choice], sampler: Sampler | None
 ) -> list[int]:
     """A token for every choice. Typical sampling needs an order of surprises: NumPy's in any case."""
-    typical = [c.filters.typical_p < 1 and not c.filters.greedy for c in choices]
-    if sampler is None or all(typical):
+    typical: list[int] = []
+    for i, choice in enumerate(choices):
+        if choice.filters.typical_p < 1 and not choice.filters.greedy:
+            typical.append(i)
+    if sampler is None or len(typical) == len(choices):
         return _REFERENCE.choose(logits, choices)
-    if any(typical):
-        tokens = iter(
-            _choose(logits, [c for c, t in zip(choices, typical, strict=True) if not t], sampler)
-        )
-        return [
-            _REFERENCE.choose(logits, [c])[0] if t else next(tokens)
-            for c, t in zip(choices, typical, strict=True)
-        ]
-    tokens_of_all = sampler.choose(logits, choices)
-    for choice, token in zip(choices, tokens_of_all, strict=True):
-        if token < 0:
-            best(edited(logits[choice.row], choice.edits))  # raises, and says why
-    return tokens_of_all
+    if typical:
+        others = [i for i in range(len(choices)) if i not in typical]
+        tokens = [-1] * len(choices)
+        _place(tokens, typical, _REFERENCE.choose(logits, [choices[i] for i in typical]))
+        _place(tokens, others, _choose(logits, [choices[i] for i in others], sampler))
+        return tokens
+    chosen = sampler.choose(logits, choices)
+    if min(chosen) < 0:
+        choice = choices[chosen.index(min(chosen))]
+        best(edited(logits[choice.row], choice.edits))  # raises, and says why
+    return chosen
 
 
 def _prompt_scores(chunk: Chunk, row: int) -> list[Score]:
@@ -198,6 +203,8 @@ def _add_scores(
         if of == "beam":
             sampled.likeliest = likeliest(scored)
         elif of == "prompt":
+            if sampled.prompt_logprobs is None:
+                sampled.prompt_logprobs = []
             sampled.prompt_logprobs.append(logprobs(scored, score.token))
         else:
             sampled.logprobs = logprobs(scored, score.token)

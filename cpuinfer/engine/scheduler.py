@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from dataclasses import dataclass
 from itertools import count
 from operator import attrgetter
 from time import perf_counter
-from typing import NamedTuple
 
-import numpy as np
-
-from cpuinfer.devices.base import PAGE_TOKENS, Batch, Limits
+from cpuinfer.devices.base import PAGE_TOKENS, Limits
+from cpuinfer.engine.batch import Chunk, Step, make_batch
 from cpuinfer.engine.blocks import BlockPool, Known
 from cpuinfer.engine.groups import Group, common_length
 from cpuinfer.engine.moves import Moves
@@ -28,23 +25,6 @@ _DEADLINE = attrgetter("deadline")
 
 class QueueFull(ValueError):
     """As many requests wait as may."""
-
-
-class Chunk(NamedTuple):
-    """A sequence's part of a step: its next n_tokens tokens; logits of the last n_rows of them."""
-
-    sequence: Sequence
-    n_tokens: int
-    n_rows: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step's chunks, the Batch that says the same to a device, and the moves to perform before."""
-
-    chunks: tuple[Chunk, ...]
-    batch: Batch
-    moves: Moves
 
 
 class Scheduler:
@@ -129,6 +109,8 @@ class Scheduler:
 
     def overdue(self, now: float) -> list[Sequence]:
         """The unfinished sequences of requests whose time is over, `now` by perf_counter."""
+        if not self._timed:
+            return []
         n = bisect_right(self._timed, now, key=_DEADLINE)
         return [sequence for group in self._timed[:n] for sequence in group.sequences]
 
@@ -223,13 +205,15 @@ class Scheduler:
         """
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
+        most = min(tokens, rows)
         chunks: list[Chunk] = []
-        decoding: list[Sequence] = []
         prefill: list[Sequence] = []
         for group in self.running:
             for sequence in group.members:
-                (decoding if sequence.remaining == 1 else prefill).append(sequence)
-        chunks += [Chunk(sequence, 1, 1) for sequence in decoding[: min(tokens, rows)]]
+                if len(sequence.tokens) - sequence.computed != 1:
+                    prefill.append(sequence)
+                elif len(chunks) < most:
+                    chunks.append(Chunk(sequence, 1, 1))
         tokens, rows = tokens - len(chunks), rows - len(chunks)
         for sequence in prefill:
             if chunk := _chunk(sequence, tokens, rows):
@@ -248,7 +232,7 @@ class Scheduler:
                 f"nothing can run: {len(self._groups)} sequences wait, none runs, and of {self.pool.n_pages} KV pages"
                 f" {self.pool.n_free} are free"
             )
-        return Step(tuple(chunks), make_batch(chunks), self._moves)
+        return Step(chunks, make_batch(chunks), self._moves)
 
     def advance(self, chunk: Chunk) -> None:
         """A chunk has been computed: others may find the pages that it filled, and siblings start from them."""
@@ -265,7 +249,10 @@ class Scheduler:
         position = 0
         while position < len(self.running):
             group = self.running[position]
-            wanted = group.pages_missing
+            wanted = 0
+            for member in group.members:
+                if len(member.tokens) > PAGE_TOKENS * len(member.pages):
+                    wanted += member.pages_missing
             if len(group.members) > 1:
                 wanted += group.copies(self.pool)
             if wanted:
@@ -379,31 +366,3 @@ def _chunk(sequence: Sequence, tokens: int, rows: int) -> Chunk | None:
     before_rows = max(0, sequence.first_row - sequence.computed)  # tokens whose logits nobody wants
     n = min(sequence.remaining, tokens, before_rows + rows)
     return Chunk(sequence, n, max(0, n - before_rows)) if n > 0 else None
-
-
-def make_batch(chunks: list[Chunk]) -> Batch:
-    """The chunks as arrays."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    indptr = [0]
-    rows: list[int] = []
-    width = max(len(chunk.sequence.pages) for chunk in chunks)
-    tables: list[bytes] = []
-    for chunk in chunks:
-        sequence, begin = chunk.sequence, chunk.sequence.computed
-        if chunk.n_tokens == 1:
-            tokens.append(sequence.tokens[begin])
-            positions.append(begin)
-        else:
-            tokens += sequence.tokens[begin : begin + chunk.n_tokens]
-            positions += range(begin, begin + chunk.n_tokens)
-        indptr.append(len(tokens))
-        rows += range(len(tokens) - chunk.n_rows, len(tokens))
-        tables.append(sequence.pages.tobytes().ljust(4 * width, b"\0"))
-    return Batch(
-        tokens=np.array(tokens, np.int32),
-        positions=np.array(positions, np.int32),
-        q_indptr=np.array(indptr, np.int32),
-        block_tables=np.frombuffer(b"".join(tables), np.int32).reshape(len(tables), width),
-        logit_rows=np.array(rows, np.int32),
-    )

@@ -40,7 +40,7 @@ def most_pages(n_prompt: int, n_tokens: int, width: int) -> int:
     return shared + width * (pages_of(n_tokens) - shared)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One completion on its way.
 
@@ -49,8 +49,8 @@ class Sequence:
     positions), of which the first `known` are in the pool's index as the prefix of number `prefix`.
     cached: prompt tokens that were found there, or shared with another completion, instead of
     being computed. logits: where the row of every prompt token goes, f32 [n_prompt, V], for a
-    sequence that generates nothing. prompt_logprobs: None where not wanted. adjustment: of the
-    logits, None where they stay as they are. grammar: what form the completion must have, and where
+    sequence that generates nothing. prompt_logprobs: None where not wanted. n_logprobs: params'.
+    adjustment: of the logits, None where they stay as they are. grammar: what form the completion must have, and where
     it stands in it. search: the one that it is a beam of.
     """
 
@@ -78,9 +78,11 @@ class Sequence:
     first_token: float | None = None
     finished: float | None = None
     adjustment: Adjustment | None = field(init=False)
+    n_logprobs: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.adjustment = Adjustment.of(self.params, self.end_ids)
+        self.n_logprobs = self.params.n_logprobs
 
     @property
     def prompt(self) -> list[int]:

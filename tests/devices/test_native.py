@@ -118,7 +118,7 @@ def test_op_seconds_are_measured_on_request() -> None:
 
 
 def _changed(**fields: object) -> Batch:
-    return dataclasses.replace(ragged(), **fields)
+    return ragged()._replace(**fields)
 
 
 def _i32(*values: int) -> NDArray[np.int32]:
@@ -144,13 +144,13 @@ BAD: dict[str, tuple[Batch, str]] = {
     "rows": (_changed(logit_rows=np.zeros(33, np.int32)), "logit_rows: 33 rows"),
     "tokens": (tiny.batch([[1] * 33], [0], [[0, 1, 2]]), "33 tokens; a step takes 1 to 32"),
     "one gap": (
-        dataclasses.replace(tiny.batch([[1, 2]], [0], [[0]]), positions=_i32(0, 2)),
+        tiny.batch([[1, 2]], [0], [[0]])._replace(positions=_i32(0, 2)),
         "consecutive",
     ),
     "one page": (tiny.batch([[1]], [16], [[0, 12]]), "block_tables: 12 is outside 0 to 11"),
     "one block": (tiny.batch([[1]], [16], [[0]]), "1 blocks per sequence; 2 are needed"),
     "one indptr": (
-        dataclasses.replace(tiny.batch([[1, 2]], [0], [[0]]), q_indptr=_i32(0, 1)),
+        tiny.batch([[1, 2]], [0], [[0]])._replace(q_indptr=_i32(0, 1)),
         "q_indptr: expected",
     ),
 }

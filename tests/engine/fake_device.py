@@ -58,7 +58,7 @@ class FakeExecutable:
         assert 0 < n <= limits.max_tokens
         assert len(batch.logit_rows) <= limits.max_rows
         assert indptr[0] == 0 and indptr[-1] == n and (np.diff(indptr) > 0).all()
-        assert all(a.dtype == np.int32 for a in vars(batch).values())
+        assert all(a.dtype == np.int32 for a in batch)
         assert sorted(set(batch.logit_rows.tolist())) == batch.logit_rows.tolist()
         written: set[tuple[int, int]] = set()
         past: dict[int, list[int]] = {}
