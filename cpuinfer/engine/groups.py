@@ -83,3 +83,9 @@ def common_length(a: list[int], b: list[int], most: int) -> int:
     if a[:n] == b[:n]:
         return n
     return next(i for i in range(n) if a[i] != b[i])
+
+
+def agree(a: Sequence, b: Sequence, begin: int) -> bool:
+    """Whether both have the same tokens for the page that begins at the position `begin`; a has all of them."""
+    end = begin + PAGE_TOKENS
+    return a.tokens[begin:end] == b.tokens[begin:end]

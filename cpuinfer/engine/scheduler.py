@@ -11,7 +11,7 @@ from time import perf_counter
 from cpuinfer.devices.base import PAGE_TOKENS, Limits
 from cpuinfer.engine.batch import Chunk, Step, make_batch
 from cpuinfer.engine.blocks import BlockPool, Known
-from cpuinfer.engine.groups import Group, common_length
+from cpuinfer.engine.groups import Group, agree, common_length
 from cpuinfer.engine.moves import Moves
 from cpuinfer.engine.pins import Pins
 from cpuinfer.engine.preemption import Counters, Preemption, hold, release, share
@@ -311,12 +311,19 @@ class Scheduler:
         self._learn(sequence)
 
     def _bear(self, group: Group) -> None:
-        """Let those of the unborn share the leader's pages that it has computed all of that it has in common with."""
+        """Let those of the unborn share the leader's pages that it has computed all of that it has in common with.
+
+        A page of known content is shared only where the child has the whole of it in its tokens, too: it may write to
+        the page once nobody else holds it.
+        """
         leader, unborn = group.leader, group.unborn
         for child in unborn.copy():
             common = common_length(leader.tokens, child.tokens, child.first_row)
             if common > leader.computed:
                 continue
+            full = PAGE_TOKENS * (common // PAGE_TOKENS)
+            if full < PAGE_TOKENS * leader.known and not agree(leader, child, full):
+                common = full
             found = list[Known]()
             if self.prefix_caching and child.first_row - common >= PAGE_TOKENS:
                 found = self.pool.find(child.tokens, child.first_row // PAGE_TOKENS)

@@ -110,6 +110,7 @@ def check_pool(e: Engine) -> None:
                 assert held[page] == shared[page], "a page that may be written is another group's"
             for page in sequence.pages[-(-sequence.computed // 16) :]:
                 assert held[page] == 1, "a page that will be written is shared"
+    check_known(e)
     idle = [s for g in (*scheduler.preempted, *scheduler.waiting) for s in g.members]
     idle += [s for g in (*scheduler.running, *scheduler.preempted) for s in g.unborn]
     assert all(not sequence.pages and sequence.computed == 0 for sequence in idle)
@@ -122,6 +123,13 @@ def check_pool(e: Engine) -> None:
         assert area.n_slots - area.n_free == sum(map(len, slots)) == len(set().union(*slots))
     n = sum(group.size for group in scheduler.running)
     assert n <= scheduler.max_sequences or len(scheduler.running) == 1
+
+
+def check_known(e: Engine) -> None:
+    """The pages that others may find hold what they are known for."""
+    assert isinstance(e.executable, FakeExecutable)
+    for _, tokens, known in e.scheduler.pool.known():
+        assert e.executable.tokens_of[known.page].tolist() == list(tokens)
 
 
 def check_empty(e: Engine) -> None:

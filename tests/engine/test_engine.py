@@ -413,3 +413,21 @@ def test_nothing_ends_before_min_tokens() -> None:
 def test_a_seed_is_drawn_where_none_is_given() -> None:
     seeds = {request([1], SamplingParams()).sequences[0].seed for _ in range(4)}
     assert len(seeds) == 4 and all(0 <= seed < 1 << 64 for seed in seeds)
+
+
+def test_a_known_page_stays_what_it_is_when_only_a_sibling_is_left() -> None:
+    params = SamplingParams(seed=1, n=2, max_tokens=60, ignore_eos=True, temperature=2)
+    e = engine()
+    one = request([1] * 20, params)
+    e.add(one)
+    leader, child = one.sequences
+    while len(leader.tokens) < 30:
+        e.step()
+    assert leader.tokens != child.tokens
+    e.scheduler.preempt()
+    leader.append(3, None)  # fills its page, where the child's is still to be written
+    leader.append(4, None)
+    e.step()
+    e.scheduler.remove(leader)
+    run(e)
+    check_sequence(child)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import numpy as np
-from engine_cases import bounds, check, draw_params, draw_prompt, request
+from engine_cases import bounds, check, check_known, draw_params, draw_prompt, request
 from fake_device import FakeExecutable
 from hypothesis import strategies as st
 from test_schedules import few_and_many, run_cases
@@ -69,8 +69,7 @@ def check_pages(e: Engine) -> None:
         for sequence in group.members:
             kept = there[np.array(sequence.pages, int)].reshape(-1)
             assert kept[: sequence.computed].tolist() == sequence.tokens[: sequence.computed]
-    for _, tokens, known in pool.known():
-        assert there[known.page].tolist() == list(tokens)
+    check_known(e)
     assert all(pool.holders(p) > 0 for pin in e.scheduler.pins._held for p in pin.pages)
 
 
