@@ -66,7 +66,7 @@ class Executable(Protocol):
         ...
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
-        """Logits [R, V], a view valid until the next run.
+        """Logits [R, V], a view valid until the next run. The same batch may come again with other numbers in its arrays.
 
         Raises ValueError if the batch breaks a limit or its own invariants (checked before anything runs).
         """

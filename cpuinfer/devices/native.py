@@ -98,11 +98,27 @@ class NativeExecutable(ArenaExecutable):
         self._program = self._assemble(threads, allocator)
         self.measure_ops(measure)
         self._batch = self._ffi.new("ci_batch *")
+        self._shown: Batch | None = None  # whose arrays _batch points at, kept alive
         self._logits = self._view(program.output, limits.max_rows)
         self.sampler = NativeSampler(library, program.vocab_size, threads, allocator)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits [R, V], a view valid until the next run. Raises ValueError as Executable.run does."""
+        c = self._batch
+        if batch is not self._shown:
+            self._show(batch)
+        limits, vocab_size = self.limits, self.program.vocab_size
+        if not self._lib.ci_batch_is_sound(c, vocab_size, limits.max_context, limits.n_pages):
+            check_batch(batch, limits, vocab_size)  # raises, and says why
+            raise RuntimeError("the library refused a batch in which check_batch finds no fault")
+        error = self._lib.ci_run(self._program, c)
+        if error:
+            raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")
+        self._rows = {"T": c.n_tokens, "R": c.n_rows}
+        return self._logits[: c.n_rows]
+
+    def _show(self, batch: Batch) -> None:
+        """Point the library's batch at this one's arrays, which stay where they are, whatever is written to them."""
         check_shapes(batch, self.limits)
         from_buffer, c = self._ffi.from_buffer, self._batch
         c.n_tokens = batch.tokens.size
@@ -113,15 +129,7 @@ class NativeExecutable(ArenaExecutable):
         c.q_indptr = from_buffer("int32_t[]", batch.q_indptr)
         c.block_tables = from_buffer("int32_t[]", batch.block_tables)
         c.logit_rows = from_buffer("int32_t[]", batch.logit_rows)
-        limits, vocab_size = self.limits, self.program.vocab_size
-        if not self._lib.ci_batch_is_sound(c, vocab_size, limits.max_context, limits.n_pages):
-            check_batch(batch, limits, vocab_size)  # raises, and says why
-            raise RuntimeError("the library refused a batch in which check_batch finds no fault")
-        error = self._lib.ci_run(self._program, c)
-        if error:
-            raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")
-        self._rows = {"T": c.n_tokens, "R": c.n_rows}
-        return self._logits[: c.n_rows]
+        self._shown = batch
 
     def op_seconds(self) -> NDArray[np.float64]:
         """Seconds spent in each op of `program` since the last call; zeros where it was not measured."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cpuinfer.devices.base import Batch
+from cpuinfer.devices.base import PAGE_TOKENS, Batch
 from cpuinfer.engine.moves import Moves
 from cpuinfer.engine.sequence import Sequence
 
@@ -21,15 +21,39 @@ class Chunk(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step's chunks, the Batch that says the same to a device, and the moves to perform before."""
+    """A step's chunks, the Batch that says the same to a device, and the moves to perform before.
+
+    values: the memory of the batch's arrays, tokens and positions first.
+    """
 
     chunks: list[Chunk]
     batch: Batch
     moves: Moves
+    values: array[int]
+
+    @property
+    def only_decodes(self) -> bool:
+        """Whether every chunk is one token, with its row."""
+        n = len(self.chunks)
+        return n == len(self.batch.tokens) == len(self.batch.logit_rows)
+
+    def move_on(self) -> bool:
+        """Make a step that only decodes the one after it, in place; returns False where that needs other pages.
+
+        Between both, every sequence has been committed its token, and no page has changed hands.
+        """
+        n, values = len(self.chunks), self.values
+        for i, (sequence, _, _) in enumerate(self.chunks):
+            position = sequence.computed
+            if position % PAGE_TOKENS == 0 or len(sequence.tokens) != position + 1:
+                return False
+            values[i] = sequence.tokens[position]
+            values[n + i] = position
+        return True
 
 
-def make_batch(chunks: list[Chunk]) -> Batch:
-    """The chunks as arrays, which lie in one piece of memory: every step makes them."""
+def make_step(chunks: list[Chunk], moves: Moves) -> Step:
+    """The step of these chunks. All arrays of its batch lie in one piece of memory: most steps make them anew."""
     tokens: list[int] = []
     positions: list[int] = []
     ends = [0]
@@ -56,10 +80,11 @@ def make_batch(chunks: list[Chunk]) -> Batch:
     at_ends = 2 * len(tokens)
     at_rows = at_ends + len(ends)
     at_tables = at_rows + len(rows)
-    return Batch(
+    batch = Batch(
         tokens=whole[: len(tokens)],
         positions=whole[len(tokens) : at_ends],
         q_indptr=whole[at_ends:at_rows],
         block_tables=whole[at_tables:].reshape(len(chunks), width),
         logit_rows=whole[at_rows:at_tables],
     )
+    return Step(chunks, batch, moves, values)

@@ -9,7 +9,7 @@ from operator import attrgetter
 from time import perf_counter
 
 from cpuinfer.devices.base import PAGE_TOKENS, Limits
-from cpuinfer.engine.batch import Chunk, Step, make_batch
+from cpuinfer.engine.batch import Chunk, Step, make_step
 from cpuinfer.engine.blocks import BlockPool, Known
 from cpuinfer.engine.groups import Group, agree, common_length
 from cpuinfer.engine.moves import Moves
@@ -80,6 +80,7 @@ class Scheduler:
         self._timed: list[Group] = []  # by deadline
         self._arrivals = count()
         self._moves = Moves()
+        self._repeated: Step | None = None  # all that there is decodes in it, on the same pages
 
     @property
     def has_work(self) -> bool:
@@ -139,6 +140,7 @@ class Scheduler:
                 " try again later or raise max_waiting"
             )
         insort(self.waiting, group, key=_ORDER)
+        self._repeated = None
         self._groups.update(dict.fromkeys(group.sequences, group))
         self._requests[request] = group
         if group.deadline < math.inf:
@@ -166,6 +168,7 @@ class Scheduler:
                 f"fork: {sequence.computed} of {sequence.n_prompt} tokens of the prompt are computed;"
                 " fork after the last"
             )
+        self._repeated = None
         child = sequence.fork(choice)
         share(self.pool, child, sequence, sequence.computed)
         group.members.append(child)
@@ -174,6 +177,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out: it has ended, or is not wanted any more. Its pages become free."""
+        self._repeated = None
         self.pins.drop(sequence)
         group = self._groups.pop(sequence)
         if sequence not in group.members:
@@ -201,8 +205,11 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step. Its moves must be performed, once, before it runs.
 
-        Of a sequence only what it holds changes, so a step that failed can be scheduled again.
+        Of a sequence only what it holds changes, so a step that failed can be scheduled again. A step in which all
+        there is decodes is the last one, moved on: it is valid until the next call.
         """
+        if self._repeated is not None and self._repeated.move_on():
+            return self._repeated
         self._extend()
         tokens, rows = self.limits.max_tokens, self.limits.max_rows
         most = min(tokens, rows)
@@ -232,7 +239,9 @@ class Scheduler:
                 f"nothing can run: {len(self._groups)} sequences wait, none runs, and of {self.pool.n_pages} KV pages"
                 f" {self.pool.n_free} are free"
             )
-        return Step(chunks, make_batch(chunks), self._moves)
+        step = make_step(chunks, self._moves)
+        self._repeated = step if len(chunks) == len(self._groups) and step.only_decodes else None
+        return step
 
     def advance(self, chunk: Chunk) -> None:
         """A chunk has been computed: others may find the pages that it filled, and siblings start from them."""
@@ -352,6 +361,7 @@ class Scheduler:
 
     def preempt(self) -> None:
         """Send back the last of the running groups, of which there must be one."""
+        self._repeated = None
         group = self.running.pop()
         self._preemption.take(group)
         insort(self.preempted, group, key=_ORDER)
