@@ -20,7 +20,7 @@ PageKey = tuple[bytes, tuple[int, ...]]
 """A page: the name of the text before it, and its own tokens."""
 
 PAGES_AT_ONCE = 16
-"""Images in memory at a time: memory that a process has never touched is slower than hashing."""
+"""Images in memory at a time: memory that a process has never touched is slower than checking."""
 
 
 class Pages(Protocol):

@@ -9,16 +9,16 @@ side by side and are never asked for by another's name, and processes that write
 | bytes | what |
 |---|---|
 | 8 | magic, `cpuiKVpg` |
-| 4, 4 | format version (1); tokens n of a page |
+| 4, 4 | format version (2); tokens n of a page |
 | 32, 32 | fingerprint; the parent's name |
 | 4 n | the tokens |
 | 8 | bytes of the image |
-| 32 | SHA-256 of the image |
+| 4 | CRC-32 of the image (zlib's) |
 | 32 | SHA-256 of all above |
 | | the image (devices.kv_memory), to the end of the file |
 
 Files are untrusted: size and header are compared with what the reader expects before the image is read, and the image
-with its hash before it is given away. The hashes find damage and mix-ups, not forgery: who may write to the folder may
+with its checksum before it is given away. Both find damage and mix-ups, not forgery: who may write to the folder may
 change answers, so one that everybody may write to is refused. A file is replaced whole, and its time of modification is
 that of its last use; a page is never older than one that continues it.
 """
@@ -33,6 +33,7 @@ import stat
 import struct
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,12 +47,12 @@ from cpuinfer.formats.replacing import replacing
 from cpuinfer.machine import system
 
 MAGIC = b"cpuiKVpg"
-VERSION = 1
+VERSION = 2
 SUFFIX = ".kvpage"
 LOCK = ".lock"
 NAME = re.compile(rf"([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 READERS = 4
-"""Threads that read and hash pages: hashing takes longer than reading, and lets others run."""
+"""Threads that read and check pages, which lets others run."""
 STAMP_NS = 1000
 """Pages used at once are so far apart in time, as file systems tell times apart."""
 
@@ -84,7 +85,7 @@ class PageFolder:
         self._n_tokens = n_tokens
         self._image_bytes = image_bytes
         self._most_bytes = most_bytes
-        self._header = struct.Struct(f"<8sII32s32s{4 * n_tokens}sQ32s32s")
+        self._header = struct.Struct(f"<8sII32s32s{4 * n_tokens}sQI32s")
         _make(path)
         self._names = set(self._scan())
         self._refused: set[bytes] = set()
@@ -207,7 +208,7 @@ class PageFolder:
     def _write(self, key: PageKey, image: Images) -> None:
         raw = image.tobytes()
         fields = (MAGIC, VERSION, self._n_tokens, self.fingerprint, key[0], _packed(key[1]))
-        head = self._header.pack(*fields, len(raw), hashlib.sha256(raw).digest(), b"")[:-32]
+        head = self._header.pack(*fields, len(raw), zlib.crc32(raw), b"")[:-32]
         with replacing(self._file(name_of(key)), self.file_bytes, durable=False) as file:
             file.write(head + hashlib.sha256(head).digest())
             file.write(raw)
@@ -234,7 +235,7 @@ class PageFolder:
         raw = file.read(self._header.size)
         if len(raw) != self._header.size:
             raise FormatError(path, "the header ends early", f"{len(raw)} bytes", _UNUSED)
-        *fields, image_sha256, header_sha256 = self._header.unpack(raw)
+        *fields, image_crc32, header_sha256 = self._header.unpack(raw)
         if hashlib.sha256(raw[:-32]).digest() != header_sha256:
             raise FormatError(path, "the header is damaged", "another checksum", _UNUSED)
         expected = (
@@ -254,7 +255,7 @@ class PageFolder:
         view = image
         while view and (n := file.readinto(view)):  # type: ignore[attr-defined]  # a raw file
             view = view[n:]
-        if view or hashlib.sha256(image).digest() != image_sha256:
+        if view or zlib.crc32(image) != image_crc32:
             raise FormatError(path, "the page is damaged", "another checksum", _UNUSED)
 
 
