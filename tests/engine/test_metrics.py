@@ -50,9 +50,11 @@ def test_nothing_has_happened(llm: LLM) -> None:
 def test_requests_and_tokens_are_counted(llm: LLM) -> None:
     outputs = llm.generate(["hello", "hello world", "w"], [params(5), params(3, n=2), params(1)])
     llm.logits([1, 2, 3])
-    stream = llm.stream("hello", params(200))
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    with stepping(llm) as steps:
+        stream = llm.stream("hello", params(200))
+        steps.permit()
+        next(stream)
+        stream.close()  # type: ignore[attr-defined]
     metrics = llm.metrics()
     prompts = sum(len(output.prompt_token_ids) for output in (*outputs, outputs[0]))
     assert metrics.prompt_tokens == prompts + 3

@@ -239,11 +239,20 @@ def test_pinning_too_much_says_the_numbers(tiny_model: Path) -> None:
         opened(tiny_model, None, prefix_caching=False).pin(PREFIX)
     (output,) = llm.generate([3] * 50, SamplingParams(temperature=0, ignore_eos=True))
     assert len(output.outputs[0].token_ids) == 96 + 1 - 50, "the limit is what pins leave"
-    stream = llm.stream([4] * 30, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
-    next(stream)
+    longest = llm._request([4] * 30, SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    two_pages = llm._request([5] * 32, SamplingParams(temperature=0, max_tokens=1))
+
+    def pin_beside_it() -> None:
+        """On the engine's thread: no step comes between."""
+        engine = llm._runner.engine
+        engine.add(longest)
+        try:
+            engine.pin(two_pages)
+        finally:
+            engine.abort(longest)
+
     with pytest.raises(ValueError, match="that leaves 4, and requests in flight may need 5"):
-        llm.pin([5] * 32)
-    stream.close()  # type: ignore[attr-defined]
+        llm._runner.call(pin_beside_it)
     llm.pin([5] * 32)
 
 

@@ -159,8 +159,6 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_is_told(llm: LLM, tiny_model: Path) -> None:
     """Nothing hangs there, the parent goes on, and an LLM made in the child works."""
     before = llm.generate("hello", SHORT)[0].outputs
-    stream = llm.stream("hello", LONG)
-    next(stream)
 
     def child(results: object) -> None:
         def told(ask: Callable[[], object]) -> str:
@@ -186,8 +184,12 @@ def test_a_forked_child_is_told(llm: LLM, tiny_model: Path) -> None:
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     process = context.Process(target=child, args=(results,))
-    process.start()
-    process.join(PATIENCE_S)
+    with stepping(llm) as steps:
+        stream = llm.stream("hello", LONG)
+        steps.permit()
+        next(stream)
+        process.start()  # in the middle of a request
+        process.join(PATIENCE_S)
     assert process.exitcode == 0
     messages, own = results.get()
     assert all("fork" in m and "create the LLM in the child" in m for m in messages), messages
