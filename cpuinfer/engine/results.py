@@ -31,9 +31,12 @@ class Reader:
         ticket = self._ticket
         ticket.told = False
         done = ticket.done  # before the marks, which are final if it is set
+        marks = list(ticket.marks)
+        if not done and all(now.finish_reason is not None for now in marks):
+            return  # the engine is about to set `done` and to tell: whoever took the last news now would miss the end
         fresh = [
             (i, before, now)
-            for i, (before, now) in enumerate(zip(self._read, ticket.marks, strict=True))
+            for i, (before, now) in enumerate(zip(self._read, marks, strict=True))
             if before != now
         ]
         if done and ticket.error is not None:

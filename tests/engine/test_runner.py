@@ -13,12 +13,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from time import sleep
 
 import pytest
+from engine_cases import engine, request
 from stepping import PATIENCE_S, idle, stepping
 
 from cpuinfer import LLM, SamplingParams
+from cpuinfer.engine.outputs import RequestOutput, Timings
+from cpuinfer.engine.results import Reader
+from cpuinfer.engine.runner import Ticket, mark
 
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
 SHORT = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
@@ -92,6 +97,26 @@ def test_close_ends_what_runs_and_what_waits(llm: LLM) -> None:
             waited.join(PATIENCE_S)
     assert reasons == ["abort"] * 8
     assert idle(llm)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_reader_takes_the_last_news_with_the_end(n: int) -> None:
+    """Also one that looks while the engine's thread has written the last marks and not yet that it is done."""
+    output = RequestOutput("", None, [], None, [], 0, 0, Timings(*[0.0] * 6))
+    runs, asked = engine(), request([1, 2], SamplingParams(n=n, max_tokens=4, ignore_eos=True))
+    ticket = Ticket(asked, SimpleQueue(), follows=True)
+    reader = Reader(ticket)
+    runs.add(asked)
+    while runs.has_work:
+        runs.step()
+    final = [mark(sequence) for sequence in asked.sequences]
+    ticket.marks[: n - 1] = final[: n - 1]
+    assert [c.index for c in reader.chunks(lambda: output)] == list(range(n - 1))
+    ticket.marks = final
+    assert list(reader.chunks(lambda: output)) == []
+    ticket.done = True
+    (last,) = reader.chunks(lambda: output)
+    assert (last.index, last.finish_reason, last.output) == (n - 1, "length", output)
 
 
 def test_ctrl_c_in_generate_ends_its_requests(llm: LLM) -> None:
