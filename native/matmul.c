@@ -20,7 +20,9 @@ enum {
     /* A multiple of every tile height up to 8, but 5 and 7. A matrix unit is fast enough for the unpacking of panels to
      * show: more tokens share it. */
     CHUNK_TOKENS = TILE_MR ? 16 * TILE_MR : 96,
-    CHUNK_BYTES = 1280 << 10, /* of input rows: they come from L3, a stretch of K at a time */
+    CHUNK_UNIT = TILE_MR ? TILE_MR : CI_MAX_MR,
+    /* Of input rows: they come from L3, a stretch of K at a time. Processors with a matrix unit have 2 MiB of L2. */
+    CHUNK_BYTES = (TILE_MR ? 1664 : 1280) << 10,
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */
     STRETCH_BYTES = 40 << 10,
@@ -78,8 +80,15 @@ static int64_t unpacked_bytes(const ci_op *op) {
 static int32_t chunk_tokens(const ci_op *op) {
     int64_t prepared = prepared_stride(op), bytes = ci_row_bytes(op->in_type, op->k);
     bytes = prepared > bytes ? prepared : bytes;
-    int64_t tokens = CHUNK_BYTES / bytes / CI_MAX_MR * CI_MAX_MR;
-    return tokens < CI_MAX_MR ? CI_MAX_MR : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
+    int64_t tokens = CHUNK_BYTES / bytes / CHUNK_UNIT * CHUNK_UNIT;
+    return tokens < CHUNK_UNIT ? CHUNK_UNIT : tokens < CHUNK_TOKENS ? (int32_t)tokens : CHUNK_TOKENS;
+}
+
+/* The tokens of each chunk but the last, of as few chunks as can be: nearly equal ones, so that parts that threads take
+ * as they come free are. */
+static int32_t equal_chunk(const ci_op *op, int32_t rows) {
+    const int32_t most = chunk_tokens(op), chunks = (rows + most - 1) / most;
+    return ((rows + chunks - 1) / chunks + CHUNK_UNIT - 1) / CHUNK_UNIT * CHUNK_UNIT;
 }
 
 /* A strip of any chunk of at most `tokens` tokens. */
@@ -159,9 +168,10 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
             tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
             format->unpack(c->unpacked + p * unpacked_bytes, panels + at + p * panel_bytes, tile.end - tile.begin);
-        if (unpack && format->unpacked_sweep)
+        if (unpack && format->unpacked_sweep) {
+            tile.ahead_step = end - at;
             format->unpacked_sweep(&tile, c->n, np);
-        else
+        } else
             sweep(c, tiles, format->mr, np_index, tile, end - at);
     }
 }
@@ -247,13 +257,15 @@ static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, stri
  * of its own, which memory delivers as a few streams; the last panels are taken part by part as threads come free,
  * since processors that others use as well are not equally fast. */
 static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
-    const int32_t rows = ci_rows(op, step), per_chunk = chunk_tokens(op), chunks = (rows + per_chunk - 1) / per_chunk;
+    const int32_t rows = ci_rows(op, step), per_chunk = equal_chunk(op, rows);
+    const int32_t chunks = (rows + per_chunk - 1) / per_chunk;
     const int32_t groups = (n_panels + group - 1) / group;
     const int32_t far = rows == 1 && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
     const int32_t own = step->team.n > 1 ? groups - groups / (far ? 2 * SHARED_PART : SHARED_PART) : groups;
-    const int32_t part = far ? max32((groups - own) / (2 * step->team.n), strip / group) : strip / group;
-    const int32_t parts = (groups - own + part - 1) / part;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
+    const int32_t least = max32((tiles ? 2 : strip) / group, 1); /* chunks of tiles are long */
+    const int32_t part = far ? max32((groups - own) / (2 * step->team.n), least) : least;
+    const int32_t parts = (groups - own + part - 1) / part;
     chunk c = chunk_of(op, step, min32(rows, per_chunk), far);
     int32_t begin, end;
     if (tiles)

@@ -1,10 +1,12 @@
 /* Sweeps of a matrix unit: the unit makes a block's integer dots for a tile of tokens, which go through memory to the
- * tokens' sums, in registers. It is two blocks ahead: its latency and that of its stores are as long as a block. */
+ * tokens' sums, in registers. While the floats of one block are made, the dots of the next leave the unit and those of
+ * the one after are begun, one at a time between the floats of a few tokens: a processor holds few tiles, and all that
+ * follows the one it has no room for waits. */
 #include "matmul_tiles.h"
 
 #include <dot.h>
 
-enum { MOST_TOKENS = TILE_MR ? TILE_MR : 1, MOST_PANELS = 2, MOST_PARTS = 2, AHEAD = 2 };
+enum { MOST_TOKENS = TILE_MR ? TILE_MR : 1, MOST_PANELS = 2, MOST_PARTS = 2 };
 
 /* Forms whose tile_parts and headers are those of a sweep's. */
 #define SCALE ((form){0})
@@ -35,15 +37,14 @@ typedef struct stand {
     int32_t left; /* blocks */
 } stand;
 
-/* The dots of the block `ahead` of where the tile stands. */
-DOT_INLINE void make_dots(const int np, const form f, const int odd, int32_t *sums, const ci_tile *tile,
+/* Begin dot i of n, of the block `ahead` of where the tile stands. */
+DOT_INLINE void begin_dot(tile_unit *unit, const int n, const form f, const int odd, const int i, const ci_tile *tile,
                           const stand *at, const int ahead) {
-    const int8_t *codes[MOST_PANELS * MOST_PARTS];
     const int parts = tile_parts(f);
-    const int8_t *first = (const int8_t *)at->panel + ahead * tile_block_bytes(f) + tile_header_bytes(f);
-    for (int i = 0; i < np * parts; i++)
-        codes[i] = first + i / parts * tile->panel_bytes + i % parts * 512;
-    tile_dots(np * parts, odd, sums, (const int8_t *)at->x + 32 * ahead, tile->x_stride, codes);
+    const int8_t *codes = (const int8_t *)at->panel + ahead * tile_block_bytes(f) + tile_header_bytes(f);
+    if (i == 0)
+        tile_tokens(unit, (const int8_t *)at->x + 32 * ahead, tile->x_stride);
+    tile_dot(unit, n, odd, i, codes + i / parts * tile->panel_bytes + i % parts * 512);
 }
 
 DOT_INLINE vf16 dot_at(const int32_t *sums, const int i, const int t) {
@@ -52,48 +53,64 @@ DOT_INLINE vf16 dot_at(const int32_t *sums, const int i, const int t) {
     return vi_to_float(dot);
 }
 
-/* Add one block to acc[TILE_MR][np], as add_block of matmul_int.h does. */
-DOT_INLINE void add_dots(const int np, const form f, const int32_t *sums, int64_t panel_bytes, const stand *at,
-                         vf16 *acc) {
-    const uint8_t *panel = at->panel;
-    vf16 w_scale[MOST_PANELS], w_min[MOST_PANELS];
+/* The headers of a block of each panel. */
+typedef struct headers {
+    vf16 scale[MOST_PANELS], min[MOST_PANELS];
+} headers;
+
+DOT_INLINE headers headers_at(const int np, const form f, const uint8_t *panel, int64_t panel_bytes) {
+    headers w;
 #pragma GCC unroll 2
     for (int p = 0; p < np; p++) {
         const float *header = (const float *)(const void *)(panel + p * panel_bytes);
-        w_scale[p] = vf_load(header);
-        w_min[p] = f.mins ? vf_load(header + CI_ROWS) : vf_zero();
+        w.scale[p] = vf_load(header);
+        w.min[p] = f.mins ? vf_load(header + CI_ROWS) : vf_zero();
     }
+    return w;
+}
+
+/* Add one block of tokens first .. last-1 to acc[TILE_MR][np], as add_block of matmul_int.h does. */
+DOT_INLINE void add_dots(const int np, const form f, const int first, const int last, const int32_t *sums,
+                         const headers *w, int64_t panel_bytes, const stand *at, vf16 *acc) {
 #pragma GCC unroll 16
-    for (int t = 0; t < TILE_MR; t++) {
+    for (int t = first; t < last; t++) {
         float scale, scaled;
         memcpy(&scale, place_row(at->d, t), sizeof scale);
 #pragma GCC unroll 2
         for (int p = 0; p < np; p++) {
-            const int16_t *min_pairs = (const int16_t *)(const void *)(panel + p * panel_bytes + 128);
+            const int16_t *min_pairs = (const int16_t *)(const void *)(at->panel + p * panel_bytes + 128);
             const int i = p * tile_parts(f);
             vf16 *sum = &acc[t * np + p], dot = dot_at(sums, i, t);
             if (tile_parts(f) == 2) /* below 2^24: exact */
                 dot = vf_fma(dot, vf_set1(128.0f), dot_at(sums, i + 1, t));
-            *sum = vf_fma(dot, vf_mul(w_scale[p], vf_set1(scale)), *sum);
+            *sum = vf_fma(dot, vf_mul(w->scale[p], vf_set1(scale)), *sum);
             if (f.mins && f.halves) {
                 const vf16 mins = vi_to_float(vi_mul_pairs(min_pairs, place_row(at->s, t)));
-                *sum = vf_fma(w_min[p], vf_mul(vf_set1(scale), mins), *sum);
+                *sum = vf_fma(w->min[p], vf_mul(vf_set1(scale), mins), *sum);
             } else if (f.mins) {
                 memcpy(&scaled, place_row(at->s, t), sizeof scaled);
-                *sum = vf_fma(w_min[p], vf_set1(scaled), *sum);
+                *sum = vf_fma(w->min[p], vf_set1(scaled), *sum);
             }
         }
     }
 }
 
-/* One block, or nothing where none is left: its dots are at `now`, those of the block two ahead go to `then`. */
-DOT_INLINE void step(const int np, const form f, const int odd, const int32_t *now, int32_t *then, const ci_tile *tile,
-                     stand *at, vf16 *acc) {
-    if (at->left == 0)
-        return;
-    if (at->left > AHEAD)
-        make_dots(np, f, odd, then, tile, at, AHEAD);
-    add_dots(np, f, now, tile->panel_bytes, at, acc);
+/* One block. Its dots are at `now`; those of the next, if there is one, go to `then`. `inner`: two more follow, and the
+ * compiler knows it: branches between the unit's operations cost a fifth of the loop. */
+DOT_INLINE void step(tile_unit *unit, const int np, const form f, const int odd, const int inner, const int32_t *now,
+                     int32_t *then, const ci_tile *tile, stand *at, vf16 *acc) {
+    const int n = np * tile_parts(f);
+    const headers w = headers_at(np, f, at->panel, tile->panel_bytes);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        const int first = TILE_MR * i / n, middle = TILE_MR * (2 * i + 1) / (2 * n), last = TILE_MR * (i + 1) / n;
+        if (inner || at->left > 1)
+            tile_take(unit, n, !odd, i, then + i * TILE_MR * CI_ROWS);
+        add_dots(np, f, first, middle, now, &w, tile->panel_bytes, at, acc);
+        if (inner || at->left > 2)
+            begin_dot(unit, n, f, odd, i, tile, at, 2);
+        add_dots(np, f, middle, last, now, &w, tile->panel_bytes, at, acc);
+    }
     at->x += 32;
     at->d = place_next(at->d, 4);
     at->s = place_next(at->s, 4);
@@ -103,9 +120,11 @@ DOT_INLINE void step(const int np, const form f, const int odd, const int32_t *n
 
 /* TILE_MR tokens x np panels; nothing is stored for the first `skip` tokens, which another tile has. */
 DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t skip) {
-    enum { INTS = MOST_PANELS * MOST_PARTS * MOST_TOKENS * CI_ROWS };
-    _Alignas(64) int32_t sums[2 * AHEAD][INTS];
-    int32_t (*now)[INTS] = sums, (*then)[INTS] = sums + AHEAD;
+    /* Two blocks' sums in a row: loads that are as far as 4 KiB, or nearly, from a store yet to be done wait for it. */
+    _Alignas(64) int32_t sums[2 * MOST_PANELS * MOST_PARTS * MOST_TOKENS * CI_ROWS];
+    const int n = np * tile_parts(f);
+    int32_t *other = sums + n * TILE_MR * CI_ROWS;
+    tile_unit unit;
     vf16 acc[MOST_TOKENS * MOST_PANELS];
     const int32_t first = tile->begin / 32;
     const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
@@ -120,15 +139,23 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
         acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * tile->out_step) : vf_zero();
-    make_dots(np, f, 0, now[0], tile, &at, 0);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) {
+        begin_dot(&unit, n, f, 0, i, tile, &at, 0);
+        tile_take(&unit, n, 0, i, sums + i * TILE_MR * CI_ROWS);
+    }
     if (at.left > 1)
-        make_dots(np, f, 1, now[1], tile, &at, 1);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            begin_dot(&unit, n, f, 1, i, tile, &at, 1);
+    while (at.left > 3) {
+        step(&unit, np, f, 0, 1, sums, other, tile, &at, acc);
+        step(&unit, np, f, 1, 1, other, sums, tile, &at, acc);
+    }
     while (at.left > 0) {
-        step(np, f, 0, now[0], then[0], tile, &at, acc);
-        step(np, f, 1, now[1], then[1], tile, &at, acc);
-        int32_t (*swap)[INTS] = now;
-        now = then;
-        then = swap;
+        step(&unit, np, f, 0, 0, sums, other, tile, &at, acc);
+        if (at.left > 0)
+            step(&unit, np, f, 1, 0, other, sums, tile, &at, acc);
     }
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
@@ -136,10 +163,18 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
             vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
 }
 
+/* Bring part i of n of what is multiplied next near. */
+DOT_INLINE void fetch_part(const ci_tile *tile, int32_t np, int32_t i, int32_t n) {
+    for (int32_t p = 0; p < np; p++)
+        for (int64_t at = tile->ahead_step * i / n; at < tile->ahead_step * (i + 1) / n; at += 64)
+            __builtin_prefetch(tile->ahead + p * tile->ahead_stride + at, 0, 2);
+}
+
 /* The last tile reaches back to TILE_MR tokens. */
 DOT_INLINE void sweep(const form f, const ci_tile *whole, int32_t tokens, int32_t np) {
     ci_tile tile = *whole;
     for (int32_t done = 0; TILE_MR && done < tokens; done += TILE_MR) {
+        fetch_part(whole, np, done, tokens + TILE_MR);
         const int32_t first = done + TILE_MR <= tokens ? done : tokens - TILE_MR;
         tile.x = whole->x + first * whole->x_stride;
         tile.out = whole->out + first * CI_STRIP;

@@ -29,7 +29,20 @@ DOT_INLINE void tiles_end(void) {
     _tile_release();
 }
 
-/* Multiply the tokens' tile with the codes at `from`, in tile `with`, to sums in tile `to`. */
+typedef struct tile_unit {
+    char none; /* its state is the thread's registers */
+} tile_unit;
+
+/* To the compiler, TILELOADD and TILESTORED touch no memory. */
+#define TILE_MEMORY __asm__ volatile("" : : : "memory")
+
+DOT_INLINE void tile_tokens(tile_unit *unit, const int8_t *x, int64_t x_stride) {
+    (void)unit;
+    TILE_MEMORY;
+    _tile_loadd(4, x, x_stride);
+}
+
+/* Tile numbers are part of an instruction: one of four by the number of sums. */
 #define TILE_DOT(to, with, from)     \
     do {                             \
         _tile_loadd(with, from, 64); \
@@ -37,36 +50,34 @@ DOT_INLINE void tiles_end(void) {
         _tile_dpbssd(to, 4, with);   \
     } while (0)
 
-/* Up to two blocks have tiles of their own for either value of `odd`, so that sums leave while the next are made. The
- * memory barrier: to the compiler, TILELOADD does not read memory. */
-DOT_INLINE void tile_dots(const int n, const int odd, int32_t *sums, const int8_t *x, int64_t x_stride,
-                          const int8_t *const *codes) {
-    enum { BYTES = 64, INTS = 16 * TILE_MR };
-    __asm__ volatile("" : : : "memory");
-    _tile_loadd(4, x, x_stride);
-    if (n <= 2 && odd) {
-        TILE_DOT(2, 7, codes[0]);
-        if (n == 2)
-            TILE_DOT(3, 5, codes[1]);
-        _tile_stored(2, sums, BYTES);
-        if (n == 2)
-            _tile_stored(3, sums + INTS, BYTES);
-        return;
-    }
-    TILE_DOT(0, 5, codes[0]);
-    if (n > 1)
-        TILE_DOT(1, 6, codes[1]);
-    if (n > 2) {
-        TILE_DOT(2, 7, codes[2]);
-        TILE_DOT(3, 5, codes[3]);
-    }
-    _tile_stored(0, sums, BYTES);
-    if (n > 1)
-        _tile_stored(1, sums + INTS, BYTES);
-    if (n > 2) {
-        _tile_stored(2, sums + 2 * INTS, BYTES);
-        _tile_stored(3, sums + 3 * INTS, BYTES);
-    }
+DOT_INLINE int tile_of_sums(const int n, const int odd, const int i) {
+    return n <= 2 && odd ? 2 + i : i;
+}
+DOT_INLINE void tile_dot(tile_unit *unit, const int n, const int odd, const int i, const int8_t *codes) {
+    const int to = tile_of_sums(n, odd, i);
+    (void)unit;
+    TILE_MEMORY;
+    if (to == 0)
+        TILE_DOT(0, 5, codes);
+    else if (to == 1)
+        TILE_DOT(1, 6, codes);
+    else if (to == 2)
+        TILE_DOT(2, 7, codes);
+    else
+        TILE_DOT(3, 5, codes);
+}
+DOT_INLINE void tile_take(const tile_unit *unit, const int n, const int odd, const int i, int32_t *sums) {
+    const int from = tile_of_sums(n, odd, i);
+    (void)unit;
+    if (from == 0)
+        _tile_stored(0, sums, 64);
+    else if (from == 1)
+        _tile_stored(1, sums, 64);
+    else if (from == 2)
+        _tile_stored(2, sums, 64);
+    else
+        _tile_stored(3, sums, 64);
+    TILE_MEMORY;
 }
 
 DOT_INLINE void tile_codes(int8_t *out, vc16 codes, const int offset) {
