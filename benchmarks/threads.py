@@ -1,9 +1,10 @@
-"""Is the default number of threads right? Speed by threads under cgroup quotas, a cpuset of one processor, and none.
+"""Is the default number of threads right? Speed by threads under cgroup quotas, a cpuset of one processor, beside processes
+that keep processors busy, and none. `auto` is the device as it comes, which may run fewer threads while others are busy.
 
 Needs Linux, root and a cgroup with the controllers cpu and cpuset (version 1 or 2), in which it makes groups of its own
 and removes them. Rounds are interleaved; the machine should have nothing else to do: what others used is reported.
 
-    python benchmarks/threads.py MODEL.gguf --quota 0.5 1 1.5 --threads 1 2 4 --json out.json
+    python benchmarks/threads.py MODEL.gguf --quota 0.5 1 1.5 --busy 1 2 --threads 1 2 4 --json out.json
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 CGROUPS = Path("/sys/fs/cgroup")
 PERIOD_US = 100_000
 NAME = f"cpuinfer-bench-{os.getpid()}"
+AUTO = "auto"
 
 
 @contextmanager
@@ -67,16 +69,15 @@ def inside(options: argparse.Namespace) -> dict[str, Any]:
     prompt, block = 128, 16
     case = Case(prompt, 8 * block, 0, 1)
     default = default_threads()
-    counts = sorted({*options.threads, default.count})
     runners = {
-        n: Runner(options.model, [case], n, options.isa, "native", KVType.F16, prompt)
-        for n in counts
+        str(n or AUTO): Runner(options.model, [case], n, options.isa, "native", KVType.F16, prompt)
+        for n in (*sorted(set(options.threads)), None)
     }
-    found: dict[str, dict[int, list[float]]] = {
-        phase: {n: [] for n in counts} for phase in ("decode", "prefill")
+    found: dict[str, dict[str, list[float]]] = {
+        phase: {n: [] for n in runners} for phase in ("decode", "prefill")
     }
     for _ in range(options.rounds):
-        for phase, n in ((phase, n) for phase in found for n in counts):
+        for phase, n in ((phase, n) for phase in found for n in runners):
             runner = runners[n]
             begin, tokens = time.perf_counter(), 0
             while (seconds := time.perf_counter() - begin) < options.seconds:
@@ -102,9 +103,23 @@ def own_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def measure(options: argparse.Namespace, quota: float | None, cpus: str | None) -> dict[str, Any]:
+@contextmanager
+def rivals(n: int) -> Iterator[None]:
+    """n processes that keep a processor busy each."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def measure(
+    options: argparse.Namespace, quota: float | None, cpus: str | None, others_busy: int = 0
+) -> dict[str, Any]:
     """A run of `inside` under these limits."""
-    with group(quota, cpus) as folders:
+    with group(quota, cpus) as folders, rivals(others_busy):
 
         def enter() -> None:
             for folder in folders:
@@ -122,21 +137,26 @@ def measure(options: argparse.Namespace, quota: float | None, cpus: str | None) 
         raise SystemExit(f"the run under a limit failed: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
     name = "none" if quota is None else f"quota {quota:g}"
-    return {"limit": name if cpus is None else f"cpuset {cpus}", "others": others, **found}
+    name = name if cpus is None else f"cpuset {cpus}"
+    return {
+        "limit": f"{others_busy} busy" if others_busy else name,
+        "others": others,
+        **found,
+    }
 
 
 def rows(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     """A line of a table for each limit and phase; medians, and what the default reached of the best."""
-    yield "| limit | phase | tokens/s by threads | default | of the best | processors that others used |"
+    yield "| limit | phase | tokens/s by threads | default: at most | of the best | processors that others used |"
     yield "|---|---|---|---|---:|---:|"
     for run in found:
         for phase, by_threads in run["samples"].items():
-            medians = {int(n): statistics.median(s) for n, s in by_threads.items()}
-            share = medians[run["default"]] / max(medians.values())
+            medians = {n: statistics.median(s) for n, s in by_threads.items()}
+            share = medians[AUTO] / max(speed for n, speed in medians.items() if n != AUTO)
             cells = (
                 run["limit"],
                 phase,
-                ", ".join(f"{n}: {speed:.1f}" for n, speed in sorted(medians.items())),
+                ", ".join(f"{n}: {speed:.1f}" for n, speed in medians.items()),
                 f"{run['default']} ({run['reason']})",
                 f"{100 * share:.0f} %",
                 f"{run['others']:.2f}",
@@ -152,6 +172,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2, 4], metavar="N")
     parser.add_argument("--quota", nargs="*", type=float, default=[0.5, 1, 1.5], metavar="CPUS")
     parser.add_argument("--cpuset", nargs="*", default=["0"], metavar="LIST")
+    parser.add_argument("--busy", nargs="*", type=int, default=[], metavar="PROCESSES")
     parser.add_argument("--no-limit", action="store_true", help="also without any limit")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a sample, at least")
     parser.add_argument("--rounds", type=int, default=3)
@@ -166,6 +187,7 @@ def main() -> None:
 
     limits = [(None, None)] * int(options.no_limit) + [(q, None) for q in options.quota]
     found = [measure(options, *limit) for limit in [*limits, *((None, c) for c in options.cpuset)]]
+    found += [measure(options, None, None, n) for n in options.busy]
     print("\n".join(rows(found)))
     if options.json:
         report = {

@@ -107,12 +107,13 @@ typedef struct ci_batch {
 typedef struct ci_program {
     const ci_op *ops;
     int32_t n_ops;
-    int32_t n_threads;
+    int32_t n_threads; /* of the next step: at most those that the workspace is for */
     ci_kv kv;
-    void *workspace; /* 64-byte aligned; n_threads private areas, then one shared area */
+    void *workspace; /* 64-byte aligned; n_threads private areas, then one shared area; nothing in it outlives a step */
     int64_t thread_bytes;
     int64_t shared_bytes;
     double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
+    double *waited;     /* null, or the seconds that thread 0 waited for others longer than a moment are added here */
 } ci_program;
 
 /* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2

@@ -230,6 +230,7 @@ static void walk(const ci_team *team, void *argument) {
     const run *r = argument;
     const ci_program *program = r->program;
     double *seconds = team->id == 0 ? program->op_seconds : NULL;
+    double waited = 0.0;
     uint64_t mode = fp_enter();
     ci_step step = {
         .batch = r->batch,
@@ -244,7 +245,7 @@ static void walk(const ci_team *team, void *argument) {
         const ci_op *op = &program->ops[i];
         step.counter = &r->counters[i];
         if (r->small ? op->barrier_if_small : op->barrier_before)
-            ci_team_meet(team);
+            waited += ci_team_meet(team);
         if (seconds && i > 0) { /* the wait for the others belongs to the op that they were late in */
             double t = os_seconds();
             seconds[i - 1] += t - last;
@@ -260,6 +261,8 @@ static void walk(const ci_team *team, void *argument) {
         if (seconds)
             seconds[r->n_ops - 1] += os_seconds() - last;
     }
+    if (team->id == 0 && program->waited)
+        *program->waited += waited;
     fp_leave(mode);
 }
 

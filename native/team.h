@@ -34,6 +34,9 @@ typedef struct ci_team {
  * one that is waited for cannot run until somebody makes room. */
 enum { CI_SPINS = 2048, CI_LEAST_SPINS = 8, CI_YIELDS = 1000 };
 
+/* A wait of so many pauses (2 to 6 us) is one that the team's own work explains: nobody looks at a clock. */
+enum { CI_SHORT_WAIT = 256 };
+
 /* Sleep until the generation is no longer `generation`, or a little while; wakes may be spurious. */
 static inline void ci_barrier_sleep(ci_barrier *barrier, int32_t generation) {
     atomic_fetch_add(&barrier->sleepers, 1);
@@ -48,21 +51,26 @@ static inline void ci_barrier_wake(ci_barrier *barrier) {
         os_wake(&barrier->generation);
 }
 
-/* Returns in every thread once all have called it; what they wrote before is then visible to all. */
-static inline void ci_team_meet(const ci_team *team) {
+/* Returns in every thread once all have called it; what they wrote before is then visible to all. The seconds that this
+ * thread waited for others, where the wait was not a short one. */
+static inline double ci_team_meet(const ci_team *team) {
     ci_barrier *barrier = team->barrier;
     if (team->n == 1)
-        return;
+        return 0.0;
     int32_t generation = atomic_load_explicit(&barrier->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) == team->n - 1) {
         atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
         atomic_store(&barrier->generation, generation + 1);
         ci_barrier_wake(barrier);
-        return;
+        return 0.0;
     }
     const int32_t spins = atomic_load_explicit(&barrier->spins, memory_order_relaxed);
+    const int32_t patience = spins < CI_SHORT_WAIT ? spins : CI_SHORT_WAIT;
+    double begin = 0.0;
     int32_t tries = 0;
     for (; atomic_load_explicit(&barrier->generation, memory_order_acquire) == generation; tries++) {
+        if (tries == patience)
+            begin = os_seconds();
         if (tries < spins)
             cpu_relax();
         else if (tries < spins + CI_YIELDS)
@@ -73,6 +81,7 @@ static inline void ci_team_meet(const ci_team *team) {
     const int32_t next = tries > spins ? spins / 2 : spins * 2;
     if (next >= CI_LEAST_SPINS && next <= CI_SPINS)
         atomic_store_explicit(&barrier->spins, next, memory_order_relaxed);
+    return tries > patience ? os_seconds() - begin : 0.0;
 }
 
 /* The share [*begin, *end) of n items that thread id of the team owns: contiguous, sizes differ by at most one. */

@@ -23,19 +23,21 @@ from cpuinfer.machine.roofline import Stats
 
 
 class Runner:
-    """A model compiled on a device for the largest of the tests. Sequence s owns its own run of pages."""
+    """A model compiled on a device for the largest of the tests. Sequence s owns its own run of pages.
+
+    Without a number of threads the device takes what it takes by default, which may change from step to step.
+    """
 
     def __init__(
         self,
         path: Path,
         every: list[Case],
-        threads: int,
+        threads: int | None,
         isa: str | None,
         device: str,
         kv_type: KVType,
         ubatch: int,
     ) -> None:
-        self.threads = threads
         self._isa, self._name = isa, device
         self._path = path
         self._kv_type = kv_type
@@ -45,6 +47,7 @@ class Runner:
         seqs = max((case.n_seqs for case in every), default=1)
         self._packed, self._program = load_program(path, context)
         self._device: Any = create_device(device, threads, isa)
+        self.threads: int = getattr(self._device, "threads", 1) if threads is None else threads
         limits = Limits(max(ubatch, seqs), seqs, seqs * self._pages, context, kv_type)
         self._executable = self._device.compile(self._program, self._packed.weights, limits)
         self._tables = np.arange(seqs * self._pages, dtype=np.int32).reshape(seqs, self._pages)

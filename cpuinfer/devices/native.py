@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,15 @@ from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
 from cpuinfer.machine import cpu
 from cpuinfer.machine.isa import Library, load
+from cpuinfer.machine.pace import Pace
 
 
 class NativeDevice:
     """Runs Programs on the kernels of one ISA level.
 
-    threads: how many make a team (default: what machine.cpu finds); of more than there are processors only as many run,
-    as others would wait for their turn at every barrier, unless share_processors insists. isa: the level's name (default: CPUINFER_ISA, or
+    threads: how many make a team (default: what machine.cpu finds, or fewer while others use their processors: machine.pace);
+    of more than there are processors only as many run, as others would wait for their turn at every barrier, unless
+    share_processors insists. isa: the level's name (default: CPUINFER_ISA, or
     the best). passes: what `compile` does to a Program first. measure: whether op_seconds measures. Raises ValueError
     for threads or a level that cannot be.
     """
@@ -46,8 +49,10 @@ class NativeDevice:
         measure: bool = False,
         share_processors: bool = False,
     ) -> None:
+        self._paced = False
         if threads is None:
-            self.threads = cpu.default_threads().count
+            found = cpu.default_threads()
+            self.threads, self._paced = found.count, found.reason != cpu.ENVIRONMENT
         else:
             self.threads = cpu.check_threads(threads, "threads")
         if not share_processors:
@@ -71,8 +76,16 @@ class NativeDevice:
         check_weights(program, weights)
         for name in program.weights:
             _check_alignment(weights[name])
+        pace = Pace(self.threads) if self._paced and self.threads > 1 else None
         return NativeExecutable(
-            program, weights, limits, self.library, self.threads, self._allocator, self._measure
+            program,
+            weights,
+            limits,
+            self.library,
+            self.threads,
+            self._allocator,
+            self._measure,
+            pace,
         )
 
 
@@ -88,6 +101,7 @@ class NativeExecutable(ArenaExecutable):
         threads: int,
         allocator: Allocator,
         measure: bool,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__(program, weights, limits, allocator)
         self._ffi, self._lib = library.ffi, library.lib
@@ -95,6 +109,7 @@ class NativeExecutable(ArenaExecutable):
         self._ops = self._translate()
         self._check_ops()
         self._seconds = np.zeros(len(program.ops))
+        self._pace, self._waited = pace, np.zeros(1)
         self._program = self._assemble(threads, allocator)
         self.measure_ops(measure)
         self._batch = self._ffi.new("ci_batch *")
@@ -111,11 +126,24 @@ class NativeExecutable(ArenaExecutable):
         if not self._lib.ci_batch_is_sound(c, vocab_size, limits.max_context, limits.n_pages):
             check_batch(batch, limits, vocab_size)  # raises, and says why
             raise RuntimeError("the library refused a batch in which check_batch finds no fault")
-        error = self._lib.ci_run(self._program, c)
+        error = self._run_paced(c) if self._pace else self._lib.ci_run(self._program, c)
         if error:
             raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")
         self._rows = {"T": c.n_tokens, "R": c.n_rows}
         return self._logits[: c.n_rows]
+
+    def _run_paced(self, c: Any) -> int:
+        """Run a step, and have the next one's threads decided by what it took."""
+        assert self._pace is not None
+        begin = perf_counter()
+        error: int = self._lib.ci_run(self._program, c)
+        seconds, waited = perf_counter() - begin, float(self._waited[0])
+        self._waited[0] = 0.0
+        self._pace.step((c.n_tokens, c.n_seqs, c.n_rows), seconds, waited)
+        if self._pace.threads != self._program.n_threads:
+            self._program.n_threads = self._pace.threads
+            self.sampler.use(self._pace.threads)
+        return error
 
     def _show(self, batch: Batch) -> None:
         """Point the library's batch at this one's arrays, which stay where they are, whatever is written to them."""
@@ -237,6 +265,7 @@ class NativeExecutable(ArenaExecutable):
         )
         self._workspace = allocator(threads * c.thread_bytes + c.shared_bytes)
         c.workspace = self._pointer(self._workspace)
+        c.waited = self._ffi.cast("double *", self._waited.ctypes.data)
         return c
 
 

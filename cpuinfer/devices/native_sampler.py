@@ -13,7 +13,7 @@ from cpuinfer.machine.isa import Library
 
 
 class NativeSampler:
-    """A Sampler for rows of `vocab_size` logits, run by `threads` threads. Not thread-safe."""
+    """A Sampler for rows of `vocab_size` logits, run by up to `threads` threads. Not thread-safe."""
 
     def __init__(
         self, library: Library, vocab_size: int, threads: int, allocator: Allocator
@@ -27,6 +27,10 @@ class NativeSampler:
             call.vocab, call.n_threads = vocab_size, threads
             call.workspace = self._ffi.cast("void *", self._workspace.ctypes.data)
         self._choices: list[Any] = []
+
+    def use(self, threads: int) -> None:
+        """Run by so many from now on, at most those it was made for."""
+        self._sampling.n_threads = self._scoring.n_threads = threads
 
     def choose(self, logits: Logits, choices: Sequence[Choice]) -> list[int]:
         """As Sampler.choose. Raises ValueError for logits of another shape or a row that they lack."""

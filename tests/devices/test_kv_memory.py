@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import tiny
@@ -16,29 +18,37 @@ TYPES = tiny.weight_types(WeightType.F32)
 TOKENS = list(range(3, 23))  # a full page and four tokens more
 
 
-def device(name: str) -> Device:
-    if name == "reference":
-        return ReferenceDevice()
-    try:
-        if name == "native":
+Make = Callable[[str, KVType], Executable]
+
+
+@pytest.fixture
+def executable(request: pytest.FixtureRequest) -> Make:
+    """An executable of the device of a name; skips where it cannot run."""
+
+    def device(name: str) -> Device:
+        if name == "reference":
+            return ReferenceDevice()
+        if name == "numba":
+            made: Device = request.getfixturevalue("numba_device")(1)
+            return made
+        try:
             from cpuinfer.devices.native import NativeDevice
 
             return NativeDevice(1)
-        from cpuinfer.devices.numba.device import NumbaDevice
+        except (ImportError, ValueError) as error:
+            pytest.skip(str(error))
 
-        return NumbaDevice(1)
-    except (ImportError, ValueError) as error:
-        pytest.skip(str(error))
+    def make(name: str, kv_type: KVType) -> Executable:
+        limits = Limits(max_tokens=32, max_rows=4, n_pages=8, max_context=64, kv_type=kv_type)
+        program = llama.build(tiny.METADATA, TYPES)
+        return device(name).compile(program, tiny.weights(TYPES), limits)
 
-
-def executable(name: str, kv_type: KVType) -> Executable:
-    limits = Limits(max_tokens=32, max_rows=4, n_pages=8, max_context=64, kv_type=kv_type)
-    return device(name).compile(llama.build(tiny.METADATA, TYPES), tiny.weights(TYPES), limits)
+    return make
 
 
 @pytest.mark.parametrize("kv_type", KVType)
 @pytest.mark.parametrize("name", ["reference", "native", "numba"])
-def test_moved_pages_hold_the_same_past(name: str, kv_type: KVType) -> None:
+def test_moved_pages_hold_the_same_past(executable: Make, name: str, kv_type: KVType) -> None:
     made = executable(name, kv_type)
     made.run(tiny.batch([TOKENS], [0], [[5, 2]]))
     want = made.run(tiny.batch([[7]], [20], [[5, 2]])).tobytes()
@@ -52,7 +62,7 @@ def test_moved_pages_hold_the_same_past(name: str, kv_type: KVType) -> None:
 
 
 @pytest.mark.parametrize("kv_type", KVType)
-def test_numba_reads_what_native_wrote(kv_type: KVType) -> None:
+def test_numba_reads_what_native_wrote(executable: Make, kv_type: KVType) -> None:
     native, other = executable("native", kv_type), executable("numba", kv_type)
     native.run(tiny.batch([TOKENS], [0], [[5, 2]]))
     want = native.run(tiny.batch([[7]], [20], [[5, 2]])).tobytes()
@@ -60,7 +70,7 @@ def test_numba_reads_what_native_wrote(kv_type: KVType) -> None:
     assert other.run(tiny.batch([[7]], [20], [[1, 3]])).tobytes() == want
 
 
-def test_images_of_the_reference_are_in_the_same_order() -> None:
+def test_images_of_the_reference_are_in_the_same_order(executable: Make) -> None:
     native, reference = executable("native", KVType.F32), executable("reference", KVType.F32)
     for made in (native, reference):
         made.run(tiny.batch([TOKENS[:16]], [0], [[4]]))
@@ -69,7 +79,7 @@ def test_images_of_the_reference_are_in_the_same_order() -> None:
     assert np.abs(want).max() > 1
 
 
-def test_borders() -> None:
+def test_borders(executable: Make) -> None:
     kv = KVMemory(np.zeros((2, 3, 4, 8), np.uint8))
     assert kv.image_bytes == 48
     assert kv.read([]).shape == (0, 48)

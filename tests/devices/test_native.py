@@ -10,16 +10,22 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 
+from cpuinfer.config import SamplingParams
+from cpuinfer.devices.arena import allocate
 from cpuinfer.devices.barriers import accesses, barriers
 from cpuinfer.devices.base import Batch, Limits
+from cpuinfer.devices.sampling import Choice
 from cpuinfer.graph.dtypes import KVType, WeightType
 from cpuinfer.graph.passes import PASSES, memory, optimise
 from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Program
+from cpuinfer.machine import cpu
+from cpuinfer.machine.pace import Pace
 from cpuinfer.models import llama
 
 try:
-    from cpuinfer.devices.native import NativeDevice
+    from cpuinfer.devices import native
+    from cpuinfer.devices.native import NativeDevice, NativeExecutable
     from cpuinfer.machine import isa
 
     LEVELS = [level.name for level in isa.levels() if level.runnable]
@@ -53,6 +59,50 @@ def test_any_team_gives_the_same_bits(level: str, threads: int) -> None:
     many = logits(NativeDevice(threads, level, share_processors=True), ragged())
     assert np.isfinite(one).all() and one.any()
     assert many.tobytes() == one.tobytes()
+
+
+class Restless(Pace):
+    """Another number of threads after every step."""
+
+    def step(self, shape: object, seconds: float, waited: float) -> None:
+        assert seconds > 0 and 0 <= waited <= seconds
+        self.threads = self.threads % self.most + 1
+
+
+@needs_native
+def test_a_team_that_changes_between_steps_gives_the_same_bits() -> None:
+    expected = logits(NativeDevice(1), ragged())
+    choices = [Choice(row, SamplingParams(temperature=1.0), 7, 0, row) for row in range(2)]
+    device = NativeDevice(3, share_processors=True)
+    steady = device.compile(program(), tiny.weights(TYPES), LIMITS)
+    tokens = steady.sampler.choose(steady.run(ragged()).copy(), choices)
+    pace = Restless(3)
+    executable = NativeExecutable(
+        steady.program, tiny.weights(TYPES), LIMITS, device.library, 3, allocate, False, pace
+    )
+    for _ in range(7):
+        got = executable.run(ragged()).copy()
+        assert got.tobytes() == expected.tobytes()
+        assert executable.sampler.choose(got, choices) == tokens
+
+
+@needs_native
+def test_threads_that_were_asked_for_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def pace(most: int) -> Pace:
+        seen.append(most)
+        return Pace(most)
+
+    monkeypatch.setattr(cpu, "processors", lambda: 4)
+    monkeypatch.setattr(native, "Pace", pace)
+    monkeypatch.setattr(cpu, "default_threads", lambda: cpu.Threads(2, cpu.ENVIRONMENT))
+    for device in (NativeDevice(2), NativeDevice()):
+        logits(device, ragged())
+    assert not seen
+    monkeypatch.setattr(cpu, "default_threads", lambda: cpu.Threads(2, "physical cores"))
+    logits(NativeDevice(), ragged())
+    assert seen == [2]
 
 
 @needs_native
