@@ -18,7 +18,7 @@ from engine_cases import (
     run,
 )
 from fake_device import VOCAB, FakeDetokenizer, FakeExecutable, hash_logits
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cpuinfer import LLM
@@ -135,6 +135,17 @@ prompts = st.lists(st.integers(0, 5), min_size=1, max_size=45)
     prefix_caching=st.booleans(),
     preemption=st.sampled_from(["recompute", "swap"]),
     swap_pages=st.integers(1, 60),
+)
+@example(  # a sibling begins with all but the last token of a page that another group has filled before
+    work=[([0], BeamSearchParams(beam_width=1, max_tokens=1), 0)],
+    others=[([0] * 16, 0), ([0] * 16, 0)],
+    tokens=4,
+    rows=3,
+    pages=15,
+    sequences=4,
+    prefix_caching=True,
+    preemption="recompute",
+    swap_pages=1,
 )
 def test_any_schedule_gives_what_the_definition_gives(
     work: list[tuple[list[int], BeamSearchParams, int]],
