@@ -168,10 +168,9 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
             tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
             format->unpack(c->unpacked + p * unpacked_bytes, panels + at + p * panel_bytes, tile.end - tile.begin);
-        if (unpack && format->unpacked_sweep) {
-            tile.ahead_step = end - at;
+        if (unpack && format->unpacked_sweep)
             format->unpacked_sweep(&tile, c->n, np);
-        } else
+        else
             sweep(c, tiles, format->mr, np_index, tile, end - at);
     }
 }
@@ -263,7 +262,7 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     const int32_t far = rows == 1 && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
     const int32_t own = step->team.n > 1 ? groups - groups / (far ? 2 * SHARED_PART : SHARED_PART) : groups;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
-    const int32_t least = max32((tiles ? 2 : strip) / group, 1); /* chunks of tiles are long */
+    const int32_t least = (tiles ? 2 : strip) / group; /* chunks of tiles are long */
     const int32_t part = far ? max32((groups - own) / (2 * step->team.n), least) : least;
     const int32_t parts = (groups - own + part - 1) / part;
     chunk c = chunk_of(op, step, min32(rows, per_chunk), far);

@@ -28,8 +28,8 @@ typedef struct ci_tile {
     int64_t prepared_stride;
     int32_t k;          /* of the rows */
     int32_t begin, end; /* begin is a multiple of the columns that a weight type packs together */
-    /* What integer tiles prefetch beside each block of each panel, and a sweep in all: ahead_step bytes, one after the
-     * other from `ahead` on, for panel p ahead_stride further. */
+    /* What integer tiles prefetch beside each block of each panel: ahead_step bytes, one after the other from `ahead`
+     * on, for panel p ahead_stride further. */
     const uint8_t *ahead;
     int64_t ahead_step, ahead_stride;
     float *out;

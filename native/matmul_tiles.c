@@ -163,18 +163,10 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
             vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
 }
 
-/* Bring part i of n of what is multiplied next near. */
-DOT_INLINE void fetch_part(const ci_tile *tile, int32_t np, int32_t i, int32_t n) {
-    for (int32_t p = 0; p < np; p++)
-        for (int64_t at = tile->ahead_step * i / n; at < tile->ahead_step * (i + 1) / n; at += 64)
-            __builtin_prefetch(tile->ahead + p * tile->ahead_stride + at, 0, 2);
-}
-
 /* The last tile reaches back to TILE_MR tokens. */
 DOT_INLINE void sweep(const form f, const ci_tile *whole, int32_t tokens, int32_t np) {
     ci_tile tile = *whole;
     for (int32_t done = 0; TILE_MR && done < tokens; done += TILE_MR) {
-        fetch_part(whole, np, done, tokens + TILE_MR);
         const int32_t first = done + TILE_MR <= tokens ? done : tokens - TILE_MR;
         tile.x = whole->x + first * whole->x_stride;
         tile.out = whole->out + first * CI_STRIP;
