@@ -136,13 +136,12 @@ def measure(
     if done.returncode:
         raise SystemExit(f"the run under a limit failed: {done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout)
-    name = "none" if quota is None else f"quota {quota:g}"
-    name = name if cpus is None else f"cpuset {cpus}"
-    return {
-        "limit": f"{others_busy} busy" if others_busy else name,
-        "others": others,
-        **found,
-    }
+    limit = "none" if quota is None else f"quota {quota:g}"
+    if cpus is not None:
+        limit = f"cpuset {cpus}"
+    if others_busy:
+        limit = f"{others_busy} busy"
+    return {"limit": limit, "others": others, **found}
 
 
 def rows(found: Sequence[dict[str, Any]]) -> Iterator[str]:

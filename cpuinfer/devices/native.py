@@ -30,11 +30,11 @@ from cpuinfer.machine.pace import Pace
 class NativeDevice:
     """Runs Programs on the kernels of one ISA level.
 
-    threads: how many make a team (default: what machine.cpu finds, or fewer while others use their processors: machine.pace);
-    of more than there are processors only as many run, as others would wait for their turn at every barrier, unless
-    share_processors insists. isa: the level's name (default: CPUINFER_ISA, or
-    the best). passes: what `compile` does to a Program first. measure: whether op_seconds measures. Raises ValueError
-    for threads or a level that cannot be.
+    threads: how many make a team (default: what machine.cpu finds, or fewer while others use their processors:
+    machine.pace); of more than there are processors only as many run, as others would wait for their turn at every
+    barrier, unless share_processors insists. isa: the level's name (default: CPUINFER_ISA, or the best). passes: what
+    `compile` does to a Program first. measure: whether op_seconds measures. Raises ValueError for threads or a level
+    that cannot be.
     """
 
     name = "native"
@@ -126,23 +126,23 @@ class NativeExecutable(ArenaExecutable):
         if not self._lib.ci_batch_is_sound(c, vocab_size, limits.max_context, limits.n_pages):
             check_batch(batch, limits, vocab_size)  # raises, and says why
             raise RuntimeError("the library refused a batch in which check_batch finds no fault")
-        error = self._run_paced(c) if self._pace else self._lib.ci_run(self._program, c)
+        pace = self._pace
+        error = self._run_paced(c, pace) if pace else self._lib.ci_run(self._program, c)
         if error:
             raise RuntimeError(f"ci_run returned {error} for a program that ci_check let pass")
         self._rows = {"T": c.n_tokens, "R": c.n_rows}
         return self._logits[: c.n_rows]
 
-    def _run_paced(self, c: Any) -> int:
+    def _run_paced(self, c: Any, pace: Pace) -> int:
         """Run a step, and have the next one's threads decided by what it took."""
-        assert self._pace is not None
         begin = perf_counter()
         error: int = self._lib.ci_run(self._program, c)
         seconds, waited = perf_counter() - begin, float(self._waited[0])
         self._waited[0] = 0.0
-        self._pace.step((c.n_tokens, c.n_seqs, c.n_rows), seconds, waited)
-        if self._pace.threads != self._program.n_threads:
-            self._program.n_threads = self._pace.threads
-            self.sampler.use(self._pace.threads)
+        pace.step((c.n_tokens, c.n_seqs, c.n_rows), seconds, waited)
+        if pace.threads != self._program.n_threads:
+            self._program.n_threads = pace.threads
+            self.sampler.use(pace.threads)
         return error
 
     def _show(self, batch: Batch) -> None:

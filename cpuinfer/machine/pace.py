@@ -87,8 +87,6 @@ class Pace:
 
     def step(self, shape: Hashable, seconds: float, waited: float) -> None:
         """A step of this shape (what makes steps comparable) took `seconds`, `waited` of them for other threads."""
-        if self.most == 1:
-            return
         if len(self._windows) >= MOST_SHAPES:
             self._windows.clear()
         window = self._windows.setdefault(shape, _Window())

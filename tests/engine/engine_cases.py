@@ -109,9 +109,8 @@ def check_pool(e: Engine) -> None:
             assert kept[: sequence.computed].tolist() == sequence.tokens[: sequence.computed]
             for i in range(sequence.computed // 16, len(sequence.pages)):
                 page = sequence.pages[i]
-                if (
-                    held[page] != shared[page]
-                ):  # another group's: it is copied before, or nothing in it changes
+                # Another group's page holds this sequence's own tokens to its end, and is copied before it is written.
+                if held[page] != shared[page]:
                     assert content.get(page) == tuple(sequence.tokens[16 * i : 16 * i + 16])
             for page in sequence.pages[-(-sequence.computed // 16) :]:
                 assert held[page] == 1, "a page that will be written is shared"
