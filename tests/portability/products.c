@@ -1,10 +1,40 @@
-/* Matrix products of every weight type over fixed pseudo-random panels, through the library's own interface: a line
+/* Matrix products of every weight type over fixed pseudo-random panels, by the library whose file is named: a line
  * "type quantised matmul swiglu" of digests for each. Two levels agree where the output does. */
+#include <dlfcn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "matmul.h"
+#include "api.h"
+
+static struct {
+    __typeof__(ci_run) *run;
+    __typeof__(ci_thread_bytes) *thread_bytes;
+    __typeof__(ci_shared_bytes) *shared_bytes;
+    __typeof__(ci_q8_row_bytes) *q8_row_bytes;
+} library;
+
+static void *symbol(void *handle, const char *name) {
+    void *found = dlsym(handle, name);
+    if (!found) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(1);
+    }
+    return found;
+}
+
+static void load(const char *path) {
+    void *handle = dlopen(path, RTLD_NOW);
+    if (!handle) {
+        fprintf(stderr, "%s\n", dlerror());
+        exit(1);
+    }
+    library.run = symbol(handle, "ci_run");
+    library.thread_bytes = symbol(handle, "ci_thread_bytes");
+    library.shared_bytes = symbol(handle, "ci_shared_bytes");
+    library.q8_row_bytes = symbol(handle, "ci_q8_row_bytes");
+}
 
 static uint64_t state = UINT64_C(0x9e3779b97f4a7c15);
 
@@ -23,8 +53,9 @@ static uint64_t digest(uint64_t before, const void *data, size_t n) {
     return before;
 }
 
-/* How a tile starts, so that scales are ordinary numbers: f16 numbers, then bytes from `least` to least + 63. Of Q2_K
- * to IQ4_XS every other byte is as good as any. f16 and bf16 matrices are f16 and bf16 numbers throughout. */
+/* A tile of a panel is `bytes` for `columns` of K. How it starts, so that scales are ordinary numbers: f16 numbers,
+ * then bytes from `least` to least + 63. Of Q2_K to IQ4_XS every other byte is as good as any. f16 and bf16 matrices
+ * are f16 and bf16 numbers throughout. */
 static const struct type {
     int32_t number, columns, bytes, halves, exponents;
 } types[] = {
@@ -78,21 +109,32 @@ static void run(const ci_op *op, int32_t tokens, int32_t threads) {
                             .block_tables = none,
                             .logit_rows = none};
     ci_program program = {.ops = op, .n_ops = 1, .n_threads = threads};
-    program.thread_bytes = (ci_thread_bytes(op, 1, tokens) + 63) / 64 * 64;
-    program.shared_bytes = ci_shared_bytes(op, 1, threads, tokens, 16);
+    program.thread_bytes = (library.thread_bytes(op, 1, tokens) + 63) / 64 * 64;
+    program.shared_bytes = library.shared_bytes(op, 1, threads, tokens, 16);
     program.workspace = room(program.thread_bytes * threads + program.shared_bytes, 0xff);
-    if (ci_run(&program, &batch))
+    if (library.run(&program, &batch))
         abort();
     free(program.workspace);
 }
 
+static int32_t activation_of(const struct type *type) {
+    return type->columns == 1 ? CI_F32 : type->columns == 2 ? CI_BF16 : CI_Q8A;
+}
+
+/* bf16 comes in pairs. */
+static int64_t row_bytes(int32_t activation, int32_t k) {
+    if (activation == CI_Q8A)
+        return library.q8_row_bytes(k);
+    return activation == CI_BF16 ? (int64_t)(k + 1) / 2 * 4 : (int64_t)k * 4;
+}
+
 static void product(const struct type *type) {
     static const int32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 40, TOKENS};
-    const ci_format *format = ci_format_of(type->number);
+    const int32_t activation = activation_of(type);
     uint64_t quantised = 0, plain = 0, gated = 0;
     for (int32_t k = type->columns < 256 ? 96 : 256; k <= WIDTH; k *= 3) { /* 96 and 288: half a tile left */
-        const int64_t bytes = format->panel_bytes(k) * ((ROWS + CI_ROWS - 1) / CI_ROWS);
-        const int64_t row = ci_row_bytes(format->activation, k);
+        const int64_t bytes = (int64_t)((k + type->columns - 1) / type->columns) * type->bytes * ((ROWS + 15) / 16);
+        const int64_t row = row_bytes(activation, k);
         uint8_t *w[2] = {room(bytes, 0), room(bytes, 0)};
         float *x = room((int64_t)TOKENS * k * 4, 0);
         void *in = room(row * TOKENS, 0), *out = room((int64_t)TOKENS * ROWS * 4, 0);
@@ -100,14 +142,14 @@ static void product(const struct type *type) {
         fill(type, w[1], (size_t)bytes);
         for (int32_t i = 0; i < TOKENS * k; i++)
             x[i] = (float)(int32_t)next() * 0x1p-30f;
-        if (format->activation == CI_F32)
+        if (activation == CI_F32)
             memcpy(in, x, (size_t)(row * TOKENS));
         else
-            run(&(ci_op){.kind = CI_OP_QUANTIZE, .n = k, .k = k, .out_type = format->activation, .in = {x}, .out = in},
-                TOKENS, 1);
+            run(&(ci_op){.kind = CI_OP_QUANTIZE, .n = k, .k = k, .out_type = activation, .in = {x}, .out = in}, TOKENS,
+                1);
         quantised = digest(quantised, in, (size_t)(row * TOKENS));
         for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
-            ci_op op = {.kind = CI_OP_MATMUL, .n = ROWS, .k = k, .in_type = format->activation, .in = {in}, .out = out};
+            ci_op op = {.kind = CI_OP_MATMUL, .n = ROWS, .k = k, .in_type = activation, .in = {in}, .out = out};
             for (int side = 0; side < 2; side++)
                 op.w[side] = (ci_weight){w[side], type->number, ROWS, k, 0};
             const size_t written = (size_t)tokens[i] * ROWS * 4;
@@ -127,7 +169,12 @@ static void product(const struct type *type) {
            (unsigned long long)gated);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s LIBRARY\n", argv[0]);
+        return 2;
+    }
+    load(argv[1]);
     for (int i = 0; i < TYPES; i++)
         product(&types[i]);
     return 0;

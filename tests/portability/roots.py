@@ -42,7 +42,11 @@ class Processor:
         return root
 
     def run(self, *arguments: str) -> str:
-        """What Python with these arguments prints there; an instruction that it lacks ends the process.
+        """What Python with these arguments prints there."""
+        return self.emulate(str(self.root / "usr/bin/python3"), *arguments)
+
+    def emulate(self, program: str, *arguments: str) -> str:
+        """What a program prints there; an instruction that the processor lacks ends it.
 
         Raises CalledProcessError, with stderr in its notes, where it fails.
         """
@@ -50,8 +54,7 @@ class Processor:
         qemu = shutil.which(f"{name}-static") or shutil.which(name)
         if qemu is None:
             pytest.skip(f"{name} is not installed")
-        python = self.root / "usr/bin/python3"
-        command = [qemu, "-cpu", self.model, "-L", str(self.root), str(python), *arguments]
+        command = [qemu, "-cpu", self.model, "-L", str(self.root), program, *arguments]
         return output(command, PYTHONPATH=str(self.root / "opt/cpuinfer"))
 
     def cpuinfer(self, *arguments: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Every level of Arm gives the products of the scalar level of this machine, byte for byte, under emulation."""
+"""Products are those of this machine's scalar level, byte for byte: of every level of Arm as the wheel has it, under
+emulation, and of what runs around a matrix unit."""
 
 from __future__ import annotations
 
@@ -8,75 +9,88 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from native.test_vec import HOST, NUMERICS, ROOT, TABLE, WARNINGS, levels, tools
+from native.test_vec import HOST, NUMERICS, ROOT, TABLE, WARNINGS, tools
+from portability.roots import Processor, output
 
-pytestmark = pytest.mark.slow
+from cpuinfer.machine import isa
 
 # The oldest processor that has what a level asks for, so that an instruction too many is found.
 PROCESSORS = {
-    "scalar": "cortex-a53",
-    "neon": "cortex-a53",
-    "neon_dotprod": "neoverse-n1",
-    "neon_i8mm": "max,sve=off",
+    "scalar": Processor("aarch64", "cortex-a53", "scalar"),
+    "neon": Processor("aarch64", "cortex-a53", "neon"),
+    "neon_dotprod": Processor("aarch64", "neoverse-n1", "neon_dotprod"),
+    "neon_i8mm": Processor("aarch64", "max,sve=off", "neon_i8mm"),
 }
 FOREIGN = [entry["name"] for entry in TABLE if entry["architecture"] == "aarch64"]
 
 
-def build(architecture: str, name: str, folder: Path, *options: str) -> Path:
-    """products.c with the whole library of a level, as one static program. `options` for the compiler come first."""
+def products(architecture: str, folder: Path) -> str:
+    """The program of products.c."""
     compiler, _ = tools(architecture)
-    by_name = {entry["name"]: entry for entry in TABLE if entry["architecture"] == architecture}
-    chain = levels.base_chain(by_name, name)
-    flags = [flag for entry in reversed(chain) for flag in entry["flags"]]
-    includes = [f"-I{ROOT / 'simd' / entry['name']}" for entry in chain]
-    command = [compiler, "-std=gnu11", "-fopenmp", *NUMERICS, "-O2", *WARNINGS, *flags]
-    command += [*options, f"-I{ROOT / 'native'}", *includes]
-    sources = [*(ROOT / "native").glob("*.c"), *(ROOT / "native/types").glob("*.c")]
-    sources = [source for source in sources if source.name != "probe.c"]
-    sources.append(ROOT / "tests/portability/products.c")
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = zip(sources, objects, strict=True)
-        steps = [[*command, "-c", str(source), "-o", str(made)] for source, made in jobs]
-        list(pool.map(lambda step: subprocess.run(step, check=True), steps))
-    program = folder / "products"
-    link = [compiler, "-fopenmp", "-static", *map(str, objects), "-lm", "-o", str(program)]
-    subprocess.run(link, check=True)
-    return program
+    program = folder / f"products_{architecture}"
+    command = [compiler, "-std=gnu11", "-O2", *WARNINGS, f"-I{ROOT / 'native'}"]
+    source = ROOT / "tests/portability/products.c"
+    subprocess.run([*command, str(source), "-ldl", "-o", str(program)], check=True)
+    return str(program)
 
 
-def digests(command: list[str]) -> dict[str, str]:
+def digests(printed: str) -> dict[str, str]:
     """Weight type -> the digests of its products."""
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return dict(line.split(" ", 1) for line in output.splitlines())
+    found = dict(line.split(" ", 1) for line in printed.splitlines())
+    assert len(found) == 16
+    return found
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return digests([str(build(HOST, "scalar", tmp_path_factory.mktemp("scalar")))])
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return products(HOST, tmp_path_factory.mktemp("products"))
 
 
+@pytest.fixture(scope="module")
+def expected(program: str) -> dict[str, str]:
+    return digests(output([program, str(isa.native_folder() / "libcpuinfer_scalar.so")]))
+
+
+@pytest.mark.portability
 @pytest.mark.parametrize("name", FOREIGN)
 def test_arm_gives_the_products_of_this_machine(
     name: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    _, runner = tools("aarch64")
-    program = build("aarch64", name, tmp_path)
-    got = digests(
-        [*runner[:1], "-cpu", PROCESSORS[name], str(program)] if runner else [str(program)]
-    )
-    assert len(expected) == 16
-    assert got == expected
+    processor = PROCESSORS[name]
+    library = processor.root / f"opt/cpuinfer/cpuinfer/_native/libcpuinfer_{name}.so"
+    printed = processor.emulate(products(processor.architecture, tmp_path), str(library))
+    assert digests(printed) == expected
 
 
+def scalar_library(folder: Path, *options: str) -> str:
+    """The scalar level built here; `options` for the compiler come first. -Og, as matmul_tiles.c takes gcc 12 a minute with -O1."""
+    compiler, _ = tools(HOST)
+    by_name = {entry["name"]: entry for entry in TABLE if entry["architecture"] == HOST}
+    command = [compiler, "-std=gnu11", "-fPIC", "-fopenmp", *NUMERICS, "-Og", *WARNINGS]
+    command += [*by_name["scalar"]["flags"], *options]
+    command += [f"-I{ROOT / 'native'}", f"-I{ROOT / 'simd/scalar'}", "-c"]
+    sources = [*(ROOT / "native").glob("*.c"), *(ROOT / "native/types").glob("*.c")]
+    sources = [source for source in sources if source.name not in ("probe.c", "peaks.c")]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = zip(sources, objects, strict=True)
+        steps = [[*command, str(source), "-o", str(made)] for source, made in jobs]
+        list(pool.map(lambda step: subprocess.run(step, check=True), steps))
+    library = folder / "libscalar.so"
+    link = [compiler, "-shared", "-fopenmp", *map(str, objects), "-lm", "-o", str(library)]
+    subprocess.run(link, check=True)
+    return str(library)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("panels", [1, 2])
 def test_sweeps_of_a_matrix_unit_give_the_same(
-    panels: int, expected: dict[str, str], tmp_path: Path
+    panels: int, program: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
     """What runs around tiles.h, with the plain C of scalar/tiles.h as the unit, so that it runs here."""
     text = (ROOT / "simd/scalar/dot.h").read_text()
     changed = text.replace("#define DOT_NP 1", f"#define DOT_NP {panels}")
     assert f"#define DOT_NP {panels}" in changed
     (tmp_path / "dot.h").write_text(changed)
-    options = ("-DTILE_MR=12", f"-I{tmp_path}")
-    assert digests([str(build(HOST, "scalar", tmp_path, *options))]) == expected
+    library = scalar_library(tmp_path, "-DTILE_MR=12", f"-I{tmp_path}")
+    assert digests(output([program, library])) == expected
