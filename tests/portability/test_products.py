@@ -63,7 +63,10 @@ def test_arm_gives_the_products_of_this_machine(
 
 
 def scalar_library(folder: Path, *options: str) -> str:
-    """The scalar level built here; `options` for the compiler come first. -Og, as matmul_tiles.c takes gcc 12 a minute with -O1."""
+    """The scalar level built here; `options` for the compiler come first.
+
+    With -O1, matmul_tiles.c alone takes gcc 12 a minute.
+    """
     compiler, _ = tools(HOST)
     by_name = {entry["name"]: entry for entry in TABLE if entry["architecture"] == HOST}
     command = [compiler, "-std=gnu11", "-fPIC", "-fopenmp", *NUMERICS, "-Og", *WARNINGS]
