@@ -7,6 +7,7 @@
  * of the panels stays in L2 while every tile of the chunk reads it. */
 #include "matmul.h"
 
+#include <stream.h>
 #include <tiles.h>
 #include <vec.h>
 #include <vmath.h>
@@ -163,7 +164,7 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         const int64_t at = format->panel_bytes(tile.begin), end = format->panel_bytes(tile.end);
         tile.panel = unpack ? c->unpacked : panels + at;
         if (c->n <= format->mr)
-            tile.ahead = panels + at + CI_AHEAD; /* one tile: a stream */
+            tile.ahead = panels + at + (c->n == 1 ? STREAM_AHEAD : CI_AHEAD); /* one tile: a stream */
         else
             tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
