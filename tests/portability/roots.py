@@ -63,6 +63,7 @@ class Processor:
         return found
 
 
+# The oldest that has what a level asks for, so that an instruction too many is found.
 PROCESSORS = (
     Processor("x86_64", "Nehalem", "scalar"),
     Processor("x86_64", "Haswell", "avx2", kv_type="f32"),
