@@ -28,11 +28,12 @@ enum {
      * and of whole panels, little more than the noise. */
     STRETCH_BYTES = 40 << 10,
     SHARED_PART = 4, /* one in so many panels is nobody's share: whoever comes free takes it */
-    /* One token of a small team: strips are so many times as long, and tiles take panels far apart from them. Each is a
-     * stream of its own, of which memory serves several faster than one. Measured on Zen 3, two threads, weights in
-     * memory: 24 GB/s of Q4_0 with one stream a thread, 29 with two, 36 with four; with four of neighbouring panels 20.
-     * Decode of Q4_0 on Emerald Rapids becomes 1.48, 0.99, 1.06 times as fast with 1, 2, 4 threads (135M), 1.16, 1.15
-     * with 1, 2 (1B); with more, memory is busy without it: 0.95 with 8, 0.91 with 16. */
+    /* One tile's tokens of a small team: strips are so many times as long, and tiles take panels far apart from them.
+     * Each is a stream of its own, of which memory serves several faster than one. Measured on Zen 3, two threads, one
+     * token, weights in memory: 24 GB/s of Q4_0 with one stream a thread, 29 with two, 36 with four; with four of
+     * neighbouring panels 20. Decode of Q4_0 on Emerald Rapids becomes 1.48, 0.99, 1.06 times as fast with 1, 2, 4
+     * threads (135M), 1.16, 1.15 with 1, 2 (1B); with more, memory is busy without it: 0.95 with 8, 0.91 with 16. Two
+     * to eight tokens: docs/design.md, decision 42. */
     LONG_STRIP = 16,
     FAR_THREADS = 4,
 };
@@ -94,7 +95,8 @@ static int32_t equal_chunk(const ci_op *op, int32_t rows) {
 
 /* A strip of any chunk of at most `tokens` tokens. */
 static int64_t strip_bytes(int32_t tokens) {
-    return (tokens > LONG_STRIP ? tokens : LONG_STRIP) * CI_STRIP * (int64_t)sizeof(float);
+    const int32_t far = tokens < CI_MAX_MR ? tokens : CI_MAX_MR;
+    return (tokens > far * LONG_STRIP ? tokens : far * LONG_STRIP) * CI_STRIP * (int64_t)sizeof(float);
 }
 
 /* The thread's area: [strip][prepared rows][unpacked panels][heads]. */
@@ -117,7 +119,8 @@ typedef struct chunk {
     char *prepared;
     int64_t prepared_stride;
     const ci_format *prepared_for; /* whose prepare made `prepared`; null: nobody's yet */
-    float *strip;                  /* [n][CI_STRIP]; LONG_STRIP times as long where panels are far apart */
+    float *strip;                  /* [n][strip_stride] */
+    int64_t strip_stride;
     uint8_t *unpacked;
     float *heads; /* QKV: [n][head_dim], the head whose panels are being done */
 } chunk;
@@ -144,7 +147,7 @@ static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_
         tile.x = x + begin * x_stride;
         tile.prepared = prepared + begin * prepared_stride;
         tile.ahead = ahead + bytes * i / n_tiles;
-        tile.out = out + begin * CI_STRIP;
+        tile.out = out + begin * tile.out_stride;
         (*tiles)[end - begin - 1][np_index](&tile);
     }
 }
@@ -154,6 +157,8 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
     const int unpack = format->unpack && c->n >= format->unpack_tokens;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     const int32_t np = 1 << np_index, stretch = c->n <= format->mr ? tile.k : stretch_of(format, tile.k, np);
+    /* A block brings a line of memory or more for each token: the processor's own prefetching is never behind. */
+    const int outrun = c->n == 1 || format->panel_bytes(256) >= 256 / 32 * 64 * c->n;
     const int64_t panel_bytes = tile.panel_bytes, unpacked_bytes = unpack ? format->unpacked_bytes(stretch) : 0;
     const uint8_t *panels = tile.panel;
     tile.ahead_stride = panel_bytes;
@@ -163,8 +168,8 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         tile.end = min32(tile.begin + stretch, tile.k);
         const int64_t at = format->panel_bytes(tile.begin), end = format->panel_bytes(tile.end);
         tile.panel = unpack ? c->unpacked : panels + at;
-        if (c->n <= format->mr)
-            tile.ahead = panels + at + (c->n == 1 ? STREAM_AHEAD : CI_AHEAD); /* one tile: a stream */
+        if (c->n <= format->mr) /* one tile: a stream */
+            tile.ahead = panels + at + (outrun ? STREAM_AHEAD : CI_AHEAD);
         else
             tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
@@ -193,6 +198,7 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
         .prepared_stride = prepared ? c->prepared_stride : c->x_stride,
         .k = weight->k,
         .out = c->strip + column,
+        .out_stride = c->strip_stride,
     };
     while (n > 0) {
         int32_t np_index = n >= 4 ? 2 : n >= 2 ? 1 : 0;
@@ -231,6 +237,7 @@ static chunk chunk_of(const ci_op *op, const ci_step *step, int32_t longest, int
         .far = far,
         .x_stride = ci_row_bytes(op->in_type, op->k),
         .strip = (float *)(void *)step->thread_area,
+        .strip_stride = far ? LONG_STRIP * CI_STRIP : CI_STRIP,
         .prepared = step->thread_area + strip_bytes(longest),
         .prepared_stride = prepared_stride(op),
     };
@@ -253,6 +260,16 @@ static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, stri
         run(c, panel, min32(strip, end - panel));
 }
 
+/* The most tokens whose tiles take panels far apart: as many as one tile has, whatever the weight. Tiles of floats have
+ * four neighbours anyway, and only one token's gain. */
+static int32_t most_far(const ci_op *op) {
+    int32_t most = op->in_type == CI_Q8A ? CI_MAX_MR : 1;
+    for (int i = 0; i < 3; i++)
+        if (op->w[i].data)
+            most = min32(most, ci_format_of(op->w[i].type)->mr);
+    return most;
+}
+
 /* Walk the op's panels, n_panels in all, in whole groups and strips of `strip`. Each thread first takes a run
  * of its own, which memory delivers as a few streams; the last panels are taken part by part as threads come free,
  * since processors that others use as well are not equally fast. */
@@ -260,7 +277,7 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     const int32_t rows = ci_rows(op, step), per_chunk = equal_chunk(op, rows);
     const int32_t chunks = (rows + per_chunk - 1) / per_chunk;
     const int32_t groups = (n_panels + group - 1) / group;
-    const int32_t far = rows == 1 && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
+    const int32_t far = rows <= most_far(op) && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
     const int32_t own = step->team.n > 1 ? groups - groups / (far ? 2 * SHARED_PART : SHARED_PART) : groups;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
     const int32_t least = (tiles ? 2 : strip) / group; /* chunks of tiles are long */
@@ -293,7 +310,7 @@ static void plain_strip(chunk *c, int32_t first, int32_t n) {
     const ci_op *op = c->op;
     multiply(c, &op->w[0], first, n, 0);
     for (int32_t t = 0; t < c->n; t++) {
-        const float *acc = c->strip + t * CI_STRIP;
+        const float *acc = c->strip + t * c->strip_stride;
         const float *residual = op->in[1] ? (const float *)op->in[1] + (int64_t)(c->first + t) * op->n : NULL;
         void *out = ci_out_row(op, c->first + t);
         for (int32_t p = 0; p < n; p++) {
@@ -319,7 +336,7 @@ static void swiglu_strip(chunk *c, int32_t first, int32_t n) {
     multiply(c, &op->w[1], first, n, up);
     for (int32_t t = 0; t < c->n; t++)
         for (int32_t p = 0; p < n; p += 2) {
-            const float *gate = c->strip + t * CI_STRIP + p * CI_ROWS;
+            const float *gate = c->strip + t * c->strip_stride + p * CI_ROWS;
             vf16 y[2] = {vf_zero(), vf_zero()};
             for (int32_t i = 0; i < min32(n - p, 2); i++)
                 y[i] = vf_mul(vf_silu(vf_load(gate + i * CI_ROWS)), vf_load(gate + up + i * CI_ROWS));
@@ -372,7 +389,7 @@ static void qkv_strip(chunk *c, int32_t first, int32_t n) {
         int32_t panel = first + p, segment = (panel >= begins[1]) + (panel >= begins[2]);
         int32_t column = (panel - begins[segment]) * CI_ROWS;
         for (int32_t t = 0; t < c->n; t++)
-            qkv_store(c, c->first + t, segment, column, vf_load(c->strip + t * CI_STRIP + p * CI_ROWS));
+            qkv_store(c, c->first + t, segment, column, vf_load(c->strip + t * c->strip_stride + p * CI_ROWS));
     }
 }
 

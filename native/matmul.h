@@ -11,12 +11,12 @@ enum {
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
 
-/* How far ahead codes are fetched from memory where more than one token takes them (one token's: stream.h). Past the
- * matrix's end a prefetch does nothing. On Zen 4 with 4 and 8 tokens of Q4_0, two threads read 23 and 17 GB/s; with 0
- * bytes 20 and 14. */
+/* How far ahead codes are fetched from memory where tokens keep a tile busy longer than memory takes for its block
+ * (otherwise: stream.h). Past the matrix's end a prefetch does nothing. On Zen 4 with 8 tokens of Q4_0, two threads
+ * read 22 GB/s; with 0 bytes 18. */
 enum { CI_AHEAD = 1024 };
 
-/* One tile: out[t * CI_STRIP + p * out_step + lane] += row 16 * p + lane of the panels times token t, over columns
+/* One tile: out[t * out_stride + p * out_step + lane] += row 16 * p + lane of the panels times token t, over columns
  * begin .. end-1. Sums start at 0 where begin is 0. An f32 that is stored and loaded again is the same: where K is
  * divided does not show in the result. */
 typedef struct ci_tile {
@@ -33,7 +33,7 @@ typedef struct ci_tile {
     const uint8_t *ahead;
     int64_t ahead_step, ahead_stride;
     float *out;
-    int64_t out_step; /* floats from one panel of the tile to the next */
+    int64_t out_step, out_stride; /* floats from one panel of the tile, and one token, to the next */
 } ci_tile;
 
 typedef void ci_tile_fn(const ci_tile *tile);

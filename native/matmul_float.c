@@ -11,7 +11,7 @@ DOT_INLINE void compute(const int mr, const int np, const int32_t type, const ci
         return; /* not in the table: keep the compiler from building it */
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        acc[i] = tile->begin ? vf_load(tile->out + i / np * CI_STRIP + i % np * tile->out_step) : vf_zero();
+        acc[i] = tile->begin ? vf_load(tile->out + i / np * tile->out_stride + i % np * tile->out_step) : vf_zero();
     const uint8_t *panel = tile->panel;
     const int64_t panel_bytes = tile->panel_bytes;
     const int32_t end = tile->end;
@@ -31,7 +31,7 @@ DOT_INLINE void compute(const int mr, const int np, const int32_t type, const ci
         }
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
+        vf_store(tile->out + i / np * tile->out_stride + i % np * tile->out_step, acc[i]);
 }
 
 /* clang-format off */

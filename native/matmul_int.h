@@ -92,7 +92,7 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
     const int32_t first = tile->begin / 32, blocks = tile->end / 32 - first;
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * tile->out_step) : vf_zero();
+        acc[i] = first ? vf_load(tile->out + i / np * tile->out_stride + i % np * tile->out_step) : vf_zero();
     const ci_q8_row row = ci_q8_row_at(tile->x, tile->k);
     const char *sums = (const char *)(f.halves ? (const void *)row.half_sums : row.scaled);
     const dot_rows starts = dot_rows_at(tile->prepared, tile->prepared_stride);
@@ -126,7 +126,7 @@ DOT_INLINE void compute(const int mr, const int np, const form f, const ci_tile 
     }
 #pragma GCC unroll 32
     for (int i = 0; i < mr * np; i++)
-        vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
+        vf_store(tile->out + i / np * tile->out_stride + i % np * tile->out_step, acc[i]);
 }
 
 /* [K / 32] int32, with halves [K / 32][2]: where the dots of a row's blocks start. */

@@ -138,7 +138,7 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
     };
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
-        acc[i] = first ? vf_load(tile->out + i / np * CI_STRIP + i % np * tile->out_step) : vf_zero();
+        acc[i] = first ? vf_load(tile->out + i / np * tile->out_stride + i % np * tile->out_step) : vf_zero();
 #pragma GCC unroll 4
     for (int i = 0; i < n; i++) {
         begin_dot(&unit, n, f, 0, i, tile, &at, 0);
@@ -160,7 +160,7 @@ DOT_INLINE void compute(const int np, const form f, const ci_tile *tile, int32_t
 #pragma GCC unroll 32
     for (int i = 0; i < TILE_MR * np; i++)
         if (i / np >= skip)
-            vf_store(tile->out + i / np * CI_STRIP + i % np * tile->out_step, acc[i]);
+            vf_store(tile->out + i / np * tile->out_stride + i % np * tile->out_step, acc[i]);
 }
 
 /* The last tile reaches back to TILE_MR tokens. */
@@ -169,7 +169,7 @@ DOT_INLINE void sweep(const form f, const ci_tile *whole, int32_t tokens, int32_
     for (int32_t done = 0; TILE_MR && done < tokens; done += TILE_MR) {
         const int32_t first = done + TILE_MR <= tokens ? done : tokens - TILE_MR;
         tile.x = whole->x + first * whole->x_stride;
-        tile.out = whole->out + first * CI_STRIP;
+        tile.out = whole->out + first * whole->out_stride;
         if (np == 2)
             compute(2, f, &tile, done - first);
         else

@@ -139,16 +139,16 @@ def test_long_rows(type, level):
 @pytest.mark.parametrize("type", FLOATS + QUANTISED)
 @pytest.mark.parametrize("level", LEVELS)
 def test_many_rows(level, type, kernel):
-    """One token, whose tiles take panels far apart: more of them than a strip has, and any number left over."""
+    """Few tokens, whose tiles take panels far apart: more of them than a strip has, and any number left over."""
     rng = np.random.default_rng(15)
     k = k_of(32, type)
     for n in (1101, 16 * 83, 16 * 7):
         weights = [random_weight(rng, type, n, k) for _ in range(1 + (kernel != "matmul"))]
-        x = rows_of(rng, 2, k, type)
-        both = Call(kernel, 2, n, k, [x], weights, type.activation).run(level)
-        for threads in (1, 2, 3, 5):
-            one = Call(kernel, 1, n, k, [guarded(x[1:])], weights, type.activation)
-            assert one.run(level, threads).tobytes() == both[1:].tobytes(), (n, threads)
+        x = rows_of(rng, 9, k, type)  # more than a tile has
+        whole = Call(kernel, 9, n, k, [x], weights, type.activation).run(level)
+        for m, threads in ((1, 1), (1, 2), (1, 3), (1, 5), (2, 1), (3, 2), (8, 3)):
+            few = Call(kernel, m, n, k, [guarded(x[9 - m :])], weights, type.activation)
+            assert few.run(level, threads).tobytes() == whole[9 - m :].tobytes(), (n, m, threads)
 
 
 @pytest.mark.model
