@@ -158,7 +158,7 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     const int32_t np = 1 << np_index, stretch = c->n <= format->mr ? tile.k : stretch_of(format, tile.k, np);
     /* A block brings a line of memory or more for each token: the processor's own prefetching is never behind. */
-    const int outrun = c->n == 1 || format->panel_bytes(256) >= 256 / 32 * 64 * c->n;
+    const int outrun = format->panel_bytes(256) >= 256 / 32 * 64 * c->n;
     const int64_t panel_bytes = tile.panel_bytes, unpacked_bytes = unpack ? format->unpacked_bytes(stretch) : 0;
     const uint8_t *panels = tile.panel;
     tile.ahead_stride = panel_bytes;
