@@ -112,8 +112,9 @@ typedef struct ci_program {
     void *workspace; /* 64-byte aligned; n_threads private areas, then one shared area; nothing in it outlives a step */
     int64_t thread_bytes;
     int64_t shared_bytes;
-    double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
-    double *waited;     /* null, or the seconds that thread 0 waited for others longer than a moment are added here */
+    int64_t fetch_ahead[2]; /* `stream` and `tile` of simd/isa.toml; any value gives the same results */
+    double *op_seconds;     /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
+    double *waited; /* null, or the seconds that thread 0 waited for others longer than a moment are added here */
 } ci_program;
 
 /* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2

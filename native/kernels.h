@@ -18,6 +18,7 @@ typedef struct ci_step {
     char *thread_area;          /* this thread's workspace, 64-byte aligned, ci_thread_bytes() long */
     char *shared_area;          /* the team's workspace, 64-byte aligned, ci_shared_bytes() long */
     const int32_t *token_pages; /* [T] the KV page of each token's own position */
+    const int64_t *fetch_ahead; /* the program's */
     _Atomic int32_t *counter;   /* a work counter of this op alone, zero when the op starts */
 } ci_step;
 

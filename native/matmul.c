@@ -7,7 +7,6 @@
  * of the panels stays in L2 while every tile of the chunk reads it. */
 #include "matmul.h"
 
-#include <stream.h>
 #include <tiles.h>
 #include <vec.h>
 #include <vmath.h>
@@ -157,8 +156,8 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
     const int unpack = format->unpack && c->n >= format->unpack_tokens;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     const int32_t np = 1 << np_index, stretch = c->n <= format->mr ? tile.k : stretch_of(format, tile.k, np);
-    /* A block brings a line of memory or more for each token: the processor's own prefetching is never behind. */
-    const int outrun = format->panel_bytes(256) >= 256 / 32 * 64 * c->n;
+    /* A block brings a line of memory or more for each token: memory is behind. */
+    const int memory_bound = format->panel_bytes(256) >= 256 / 32 * 64 * c->n;
     const int64_t panel_bytes = tile.panel_bytes, unpacked_bytes = unpack ? format->unpacked_bytes(stretch) : 0;
     const uint8_t *panels = tile.panel;
     tile.ahead_stride = panel_bytes;
@@ -169,7 +168,7 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         const int64_t at = format->panel_bytes(tile.begin), end = format->panel_bytes(tile.end);
         tile.panel = unpack ? c->unpacked : panels + at;
         if (c->n <= format->mr) /* one tile: a stream */
-            tile.ahead = panels + at + (outrun ? STREAM_AHEAD : CI_AHEAD);
+            tile.ahead = panels + at + c->step->fetch_ahead[memory_bound ? 0 : 1];
         else
             tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)

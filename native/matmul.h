@@ -11,9 +11,7 @@ enum {
     CI_STRIP = CI_MAX_NP * CI_ROWS
 };
 
-/* How far ahead codes are fetched from memory where tokens keep a tile busy longer than memory takes for its block
- * (otherwise: stream.h). Past the matrix's end a prefetch does nothing. On Zen 4 with 8 tokens of Q4_0, two threads
- * read 22 GB/s; with 0 bytes 18. */
+/* How far ahead of unpacking codes are fetched from memory, in bytes. Past the matrix's end a prefetch does nothing. */
 enum { CI_AHEAD = 1024 };
 
 /* One tile: out[t * out_stride + p * out_step + lane] += row 16 * p + lane of the panels times token t, over columns

@@ -49,6 +49,7 @@ static const struct {
     {"avx512_vbmi", 7, 0, ECX, 1, XCR0_AVX512},
     {"avx512_vbmi2", 7, 0, ECX, 6, XCR0_AVX512},
     {"avx512_vnni", 7, 0, ECX, 11, XCR0_AVX512},
+    {"avx512_vp2intersect", 7, 0, EDX, 8, XCR0_AVX512},
     {"amx_bf16", 7, 0, EDX, 22, XCR0_AMX},
     {"amx_tile", 7, 0, EDX, 24, XCR0_AMX},
     {"amx_int8", 7, 0, EDX, 25, XCR0_AMX},

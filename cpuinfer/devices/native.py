@@ -23,7 +23,7 @@ from cpuinfer.graph.passes.replicas import replicas
 from cpuinfer.graph.program import Op, Program
 from cpuinfer.graph.weights import Weight
 from cpuinfer.machine import cpu
-from cpuinfer.machine.isa import Library, load
+from cpuinfer.machine.isa import Library, fetch_ahead, load
 from cpuinfer.machine.pace import Pace
 
 
@@ -249,6 +249,7 @@ class NativeExecutable(ArenaExecutable):
         limits, kv, n_ops = self.limits, self.program.kv, len(self.program.ops)
         c = self._ffi.new("ci_program *")
         c.ops, c.n_ops, c.n_threads = self._ops, n_ops, threads
+        c.fetch_ahead = fetch_ahead()
         k_bytes = kv.head_dim * PAGE_TOKENS * limits.kv_type.itemsize
         page_bytes = PAGE_TOKENS * limits.kv_type.token_bytes(kv.n_kv_heads, kv.head_dim)
         self._pages = allocator(max(kv.n_layers * limits.n_pages * page_bytes, 1))

@@ -155,11 +155,15 @@ def _probe() -> tuple[Any, Any]:
 
 
 @functools.cache
+def _table() -> dict[str, Any]:
+    with (native_folder() / "isa.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
+@functools.cache
 def levels() -> tuple[Level, ...]:
     """Every level of this architecture, least first."""
-    folder = native_folder()
-    with (folder / "isa.toml").open("rb") as file:
-        table = tomllib.load(file)["level"]
+    folder, table = native_folder(), _table()["level"]
     machine = platform.machine().lower()
     architecture = _ARCHITECTURES.get(machine, machine)
     entries = {entry["name"]: entry for entry in table if entry["architecture"] == architecture}
@@ -175,6 +179,14 @@ def levels() -> tuple[Level, ...]:
         measured = entry.get("when") == "measured"
         found.append(Level(name, features, missing, library, measured, refused))
     return tuple(found)
+
+
+@functools.cache
+def fetch_ahead() -> tuple[int, int]:
+    """Bytes, `stream` and `tile`, that products of few tokens fetch ahead on this processor: ci_program.fetch_ahead."""
+    present = processor_features()
+    known = [entry for entry in _table()["fetch_ahead"] if present.issuperset(entry["features"])]
+    return int(known[-1]["stream"]), int(known[-1]["tile"])
 
 
 def choose(name: str | None = None) -> Level:

@@ -125,3 +125,20 @@ def test_a_process_that_used_threads_ends_well() -> None:
     for _ in range(5):
         done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, "4096\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("features", "ahead"),
+    [
+        ("x86_64 avx2 avxvnni", (1024, 1024)),
+        ("x86_64 avx2 avx512_bf16", (0, 1024)),
+        ("x86_64 avx2 avx512_bf16 avxvnni amx_tile", (1024, 1024)),
+        ("x86_64 avx2 avx512_bf16 avxvnni avx512_vp2intersect", (2048, 3072)),
+        ("aarch64 asimd", (1024, 1024)),
+    ],
+)
+def test_weights_are_fetched_as_far_ahead_as_the_processor_likes(
+    features: str, ahead: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isa, "processor_features", lambda: frozenset(features.split()))
+    assert isa.fetch_ahead.__wrapped__() == ahead
