@@ -26,14 +26,15 @@ enum {
     /* Of panels: beside the rows' stretch in L2. Measured on Zen 3, 512 tokens: 40 KiB is up to 10 % ahead of 12, 20
      * and of whole panels, little more than the noise. */
     STRETCH_BYTES = 40 << 10,
-    SHARED_PART = 4, /* one in so many panels is nobody's share: whoever comes free takes it */
+    SHARED_PART = 4,      /* one in so many panels is nobody's share: whoever comes free takes it */
+    FAR_SHARED_PART = 16, /* the same of panels far apart: every part starts its streams anew */
     /* One tile's tokens of a small team: strips are so many times as long, and tiles take panels far apart from them.
      * Each is a stream of its own, of which memory serves several faster than one. Measured on Zen 3, two threads, one
      * token, weights in memory: 24 GB/s of Q4_0 with one stream a thread, 29 with two, 36 with four; with four of
      * neighbouring panels 20. Decode of Q4_0 on Emerald Rapids becomes 1.48, 0.99, 1.06 times as fast with 1, 2, 4
      * threads (135M), 1.16, 1.15 with 1, 2 (1B); with more, memory is busy without it: 0.95 with 8, 0.91 with 16. Two
      * to eight tokens: docs/design.md, decision 42. */
-    LONG_STRIP = 16,
+    LONG_STRIP = 32,
     FAR_THREADS = 4,
 };
 
@@ -277,7 +278,7 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     const int32_t chunks = (rows + per_chunk - 1) / per_chunk;
     const int32_t groups = (n_panels + group - 1) / group;
     const int32_t far = rows <= most_far(op) && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
-    const int32_t own = step->team.n > 1 ? groups - groups / (far ? 2 * SHARED_PART : SHARED_PART) : groups;
+    const int32_t own = step->team.n > 1 ? groups - groups / (far ? FAR_SHARED_PART : SHARED_PART) : groups;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
     const int32_t least = (tiles ? 2 : strip) / group; /* chunks of tiles are long */
     const int32_t part = far ? max32((groups - own) / (2 * step->team.n), least) : least;
