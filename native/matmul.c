@@ -114,6 +114,7 @@ typedef struct chunk {
     int32_t first; /* token */
     int32_t n;     /* tokens */
     int32_t far;   /* 1: its tiles take panels far apart */
+    int32_t jump;  /* panels from the end of the strip to those that this thread takes next */
     const char *x;
     int64_t x_stride;
     char *prepared;
@@ -152,8 +153,8 @@ static void sweep(const chunk *c, const ci_tiles *tiles, int32_t mr, int32_t np_
     }
 }
 
-/* All tokens of the chunk times 1 << np_index panels. */
-static void stretches(const chunk *c, const ci_format *format, int32_t np_index, ci_tile tile) {
+/* All tokens of the chunk times 1 << np_index panels. Those that follow lie `jump` panels further. */
+static void stretches(const chunk *c, const ci_format *format, int32_t np_index, ci_tile tile, int32_t jump) {
     const int unpack = format->unpack && c->n >= format->unpack_tokens;
     const ci_tiles *tiles = unpack ? format->unpacked_tiles : format->tiles;
     const int32_t np = 1 << np_index, stretch = c->n <= format->mr ? tile.k : stretch_of(format, tile.k, np);
@@ -171,7 +172,7 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         if (c->n <= format->mr) /* one tile: a stream */
             tile.ahead = panels + at + c->step->fetch_ahead[memory_bound ? 0 : 1];
         else
-            tile.ahead = tile.end < tile.k ? panels + end : panels + np * panel_bytes;
+            tile.ahead = tile.end < tile.k ? panels + end : panels + (np + jump) * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
             format->unpack(c->unpacked + p * unpacked_bytes, panels + at + p * panel_bytes, tile.end - tile.begin);
         if (unpack && format->unpacked_sweep)
@@ -208,7 +209,7 @@ static void multiply(chunk *c, const ci_weight *weight, int32_t first, int32_t n
         tile.panel_bytes = apart * panel_bytes;
         tile.out_step = apart * CI_ROWS;
         for (int32_t i = 0; i < apart; i++) {
-            stretches(c, format, np_index, tile);
+            stretches(c, format, np_index, tile, n > np ? 0 : c->jump);
             tile.out += CI_ROWS;
             tile.panel += panel_bytes;
         }
@@ -252,12 +253,15 @@ static void chunk_take(chunk *c, int32_t first, int32_t n) {
     c->prepared_for = NULL;
 }
 
-/* The chunk's tokens times panels begin .. end-1, of whole heads where these must stay together. */
-static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, strip_fn *run) {
+/* The chunk's tokens times panels begin .. end-1, of whole heads where these must stay together. What this thread takes
+ * then begins at `next`. */
+static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t next, int32_t strip, strip_fn *run) {
     begin = share_begin(c->op, c->step, begin);
     end = share_begin(c->op, c->step, end);
-    for (int32_t panel = begin; panel < end; panel += strip)
+    for (int32_t panel = begin; panel < end; panel += strip) {
+        c->jump = panel + strip < end ? 0 : next - end;
         run(c, panel, min32(strip, end - panel));
+    }
 }
 
 /* The most tokens whose tiles take panels far apart: as many as one tile has, whatever the weight. Tiles of floats have
@@ -270,9 +274,15 @@ static int32_t most_far(const ci_op *op) {
     return most;
 }
 
+/* The first panel of a part that nobody owns: `parts` of `part` panels from `shared` on, for one chunk after the other.
+ */
+static inline int32_t part_begin(int32_t shared, int32_t part, int32_t parts, int32_t item) {
+    return parts ? shared + item % parts * part : shared;
+}
+
 /* Walk the op's panels, n_panels in all, in whole groups and strips of `strip`. Each thread first takes a run
  * of its own, which memory delivers as a few streams; the last panels are taken part by part as threads come free,
- * since processors that others use as well are not equally fast. */
+ * since processors that others use as well are not equally fast; each takes one ahead, whose panels it can fetch. */
 static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t group, int32_t strip, strip_fn *run) {
     const int32_t rows = ci_rows(op, step), per_chunk = equal_chunk(op, rows);
     const int32_t chunks = (rows + per_chunk - 1) / per_chunk;
@@ -280,23 +290,25 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     const int32_t far = rows <= most_far(op) && step->team.n <= FAR_THREADS, most = far ? strip * LONG_STRIP : strip;
     const int32_t own = step->team.n > 1 ? groups - groups / (far ? FAR_SHARED_PART : SHARED_PART) : groups;
     const int tiles = TILE_MR && op->in_type == CI_Q8A && min32(rows, per_chunk) >= TILE_MR;
-    const int32_t least = (tiles ? 2 : strip) / group; /* chunks of tiles are long */
-    const int32_t part = far ? max32((groups - own) / (2 * step->team.n), least) : least;
-    const int32_t parts = (groups - own + part - 1) / part;
+    const int32_t least = tiles ? 2 : strip; /* chunks of tiles are long */
+    const int32_t part = far ? max32((groups - own) / (2 * step->team.n) * group, least) : least;
+    const int32_t shared = own * group, parts = (n_panels - shared + part - 1) / part;
     chunk c = chunk_of(op, step, min32(rows, per_chunk), far);
-    int32_t begin, end;
+    int32_t begin, end, item = parts ? ci_team_take(step->counter) : 0;
     if (tiles)
         tiles_begin();
     ci_team_share(&step->team, own, &begin, &end);
     for (int32_t i = 0; i < chunks; i++) {
+        const int32_t next = i + 1 < chunks ? begin * group : part_begin(shared, part, parts, item);
         chunk_take(&c, i * per_chunk, min32(per_chunk, rows - i * per_chunk));
-        run_strips(&c, begin * group, min32(end * group, n_panels), most, run);
+        run_strips(&c, begin * group, min32(end * group, n_panels), next, most, run);
     }
-    for (int32_t item; parts && (item = ci_team_take(step->counter)) < chunks * parts;) {
-        const int32_t first = item / parts * per_chunk, at = own + item % parts * part;
+    for (int32_t next; item < chunks * parts; item = next) {
+        const int32_t first = item / parts * per_chunk, at = part_begin(shared, part, parts, item);
+        next = ci_team_take(step->counter);
         if (c.first != first)
             chunk_take(&c, first, min32(per_chunk, rows - first));
-        run_strips(&c, at * group, min32(min32(at + part, groups) * group, n_panels), most, run);
+        run_strips(&c, at, min32(at + part, n_panels), part_begin(shared, part, parts, next), most, run);
     }
     if (tiles)
         tiles_end();
