@@ -132,7 +132,7 @@ def test_a_process_that_used_threads_ends_well() -> None:
     [
         ("x86_64 avx2 avxvnni", (1024, 1024)),
         ("x86_64 avx2 avx512_bf16", (0, 1024)),
-        ("x86_64 avx2 avx512_bf16 avxvnni amx_tile", (1024, 1024)),
+        ("x86_64 avx2 avx512_bf16 avxvnni amx_tile", (2048, 2048)),
         ("x86_64 avx2 avx512_bf16 avxvnni avx512_vp2intersect", (2048, 3072)),
         ("aarch64 asimd", (1024, 1024)),
     ],
