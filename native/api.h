@@ -104,6 +104,12 @@ typedef struct ci_batch {
     const int32_t *logit_rows;   /* [R] token indices */
 } ci_batch;
 
+/* How far ahead products of few tokens fetch their weights, in bytes: see simd/isa.toml. Any value gives the same
+ * results. */
+typedef struct ci_fetch_ahead {
+    int64_t stream, tile;
+} ci_fetch_ahead;
+
 typedef struct ci_program {
     const ci_op *ops;
     int32_t n_ops;
@@ -112,9 +118,9 @@ typedef struct ci_program {
     void *workspace; /* 64-byte aligned; n_threads private areas, then one shared area; nothing in it outlives a step */
     int64_t thread_bytes;
     int64_t shared_bytes;
-    int64_t fetch_ahead[2]; /* `stream` and `tile` of simd/isa.toml; any value gives the same results */
-    double *op_seconds;     /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
-    double *waited; /* null, or the seconds that thread 0 waited for others longer than a moment are added here */
+    ci_fetch_ahead fetch_ahead;
+    double *op_seconds; /* null, or [n_ops]: each op's time as thread 0 saw it is added here */
+    double *waited;     /* null, or the seconds that thread 0 waited for others longer than a moment are added here */
 } ci_program;
 
 /* Whether this library can run the ops over KV pages of an element type: 0, or a negative number: -1 an unknown op, -2

@@ -15,11 +15,11 @@ typedef struct ci_step {
     const ci_batch *batch;
     const ci_kv *kv;
     ci_team team;
-    char *thread_area;          /* this thread's workspace, 64-byte aligned, ci_thread_bytes() long */
-    char *shared_area;          /* the team's workspace, 64-byte aligned, ci_shared_bytes() long */
-    const int32_t *token_pages; /* [T] the KV page of each token's own position */
-    const int64_t *fetch_ahead; /* the program's */
-    _Atomic int32_t *counter;   /* a work counter of this op alone, zero when the op starts */
+    char *thread_area;                 /* this thread's workspace, 64-byte aligned, ci_thread_bytes() long */
+    char *shared_area;                 /* the team's workspace, 64-byte aligned, ci_shared_bytes() long */
+    const int32_t *token_pages;        /* [T] the KV page of each token's own position */
+    const ci_fetch_ahead *fetch_ahead; /* the program's */
+    _Atomic int32_t *counter;          /* a work counter of this op alone, zero when the op starts */
 } ci_step;
 
 typedef void ci_kernel(const ci_op *op, const ci_step *step);

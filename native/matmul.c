@@ -36,8 +36,8 @@ enum {
      * to eight tokens: docs/design.md, decision 42. */
     LONG_STRIP = 32,
     FAR_THREADS = 4,
-    /* A team of so many takes parts ahead, so that each thread can fetch its next one's panels. With 4 to 16 threads of
-     * Emerald Rapids what is taken ahead is missing at the end: 0.75 to 1.0. */
+    /* A team of so many takes parts ahead, so that the last of several tiles can fetch the next one's panels. With 4 to
+     * 16 threads of Emerald Rapids what is taken ahead is missing at the end: 0.75 to 1.0. */
     AHEAD_THREADS = 2,
 };
 
@@ -117,7 +117,6 @@ typedef struct chunk {
     int32_t first; /* token */
     int32_t n;     /* tokens */
     int32_t far;   /* 1: its tiles take panels far apart */
-    int32_t next;  /* the panel that this thread takes after a run of strips; 0: unknown */
     int32_t jump;  /* panels from the end of the strip to those that are taken next */
     const char *x;
     int64_t x_stride;
@@ -174,7 +173,7 @@ static void stretches(const chunk *c, const ci_format *format, int32_t np_index,
         const int64_t at = format->panel_bytes(tile.begin), end = format->panel_bytes(tile.end);
         tile.panel = unpack ? c->unpacked : panels + at;
         if (c->n <= format->mr) /* one tile: a stream */
-            tile.ahead = panels + at + c->step->fetch_ahead[memory_bound ? 0 : 1];
+            tile.ahead = panels + at + (memory_bound ? c->step->fetch_ahead->stream : c->step->fetch_ahead->tile);
         else
             tile.ahead = tile.end < tile.k ? panels + end : panels + (np + jump) * panel_bytes;
         for (int32_t p = 0; unpack && p < np; p++)
@@ -257,12 +256,13 @@ static void chunk_take(chunk *c, int32_t first, int32_t n) {
     c->prepared_for = NULL;
 }
 
-/* The chunk's tokens times panels begin .. end-1, of whole heads where these must stay together. */
-static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t strip, strip_fn *run) {
+/* The chunk's tokens times panels begin .. end-1, of whole heads where these must stay together. What is fetched under
+ * the last ones lies at panel `next`. */
+static void run_strips(chunk *c, int32_t begin, int32_t end, int32_t next, int32_t strip, strip_fn *run) {
     begin = share_begin(c->op, c->step, begin);
     end = share_begin(c->op, c->step, end);
     for (int32_t panel = begin; panel < end; panel += strip) {
-        c->jump = panel + strip < end || !c->next ? 0 : c->next - end;
+        c->jump = panel + strip < end ? 0 : next - end;
         run(c, panel, min32(strip, end - panel));
     }
 }
@@ -291,23 +291,23 @@ static void walk(const ci_op *op, const ci_step *step, int32_t n_panels, int32_t
     const int32_t part = far ? max32((groups - own) / (2 * step->team.n) * group, least) : least;
     const int32_t shared = own * group, parts = (n_panels - shared + part - 1) / part;
     chunk c = chunk_of(op, step, min32(rows, per_chunk), far);
-    const int ahead = parts && chunks == 1 && step->team.n <= AHEAD_THREADS;
+    const int ahead = parts && chunks == 1 && rows > CI_MAX_MR && step->team.n <= AHEAD_THREADS;
     int32_t begin, end, item = ahead ? ci_team_take(step->counter) : 0;
     if (tiles)
         tiles_begin();
     ci_team_share(&step->team, own, &begin, &end);
     for (int32_t i = 0; i < chunks; i++) {
         chunk_take(&c, i * per_chunk, min32(per_chunk, rows - i * per_chunk));
-        c.next = ahead ? shared + item * part : 0;
-        run_strips(&c, begin * group, min32(end * group, n_panels), most, run);
+        const int32_t until = min32(end * group, n_panels), next = ahead ? shared + item * part : until;
+        run_strips(&c, begin * group, until, next, most, run);
     }
     while (parts && (item = ahead ? item : ci_team_take(step->counter)) < chunks * parts) {
         const int32_t first = item / parts * per_chunk, at = shared + item % parts * part;
+        const int32_t until = min32(at + part, n_panels);
         if (c.first != first)
             chunk_take(&c, first, min32(per_chunk, rows - first));
         item = ahead ? ci_team_take(step->counter) : 0;
-        c.next = ahead ? shared + item * part : 0;
-        run_strips(&c, at, min32(at + part, n_panels), most, run);
+        run_strips(&c, at, until, ahead ? shared + item * part : until, most, run);
     }
     if (tiles)
         tiles_end();

@@ -239,7 +239,7 @@ static void walk(const ci_team *team, void *argument) {
         .thread_area = (char *)program->workspace + team->id * program->thread_bytes,
         .shared_area = r->kernels_area,
         .token_pages = r->token_pages,
-        .fetch_ahead = program->fetch_ahead,
+        .fetch_ahead = &program->fetch_ahead,
     };
     double last = seconds ? os_seconds() : 0.0;
     for (int32_t i = 0; i < r->n_ops; i++) {
