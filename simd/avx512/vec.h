@@ -84,8 +84,7 @@ static inline vf16 vf_round(vf16 a) {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline vf16 vf_scale2(vf16 a, vf16 n) {
-    __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
-    return _mm512_mul_ps(a, _mm512_castsi512_ps(bits));
+    return _mm512_scalef_ps(a, n);
 }
 
 static inline void vf_store_i8(int8_t *p, vf16 a) {
