@@ -76,10 +76,11 @@ static ci_keys attend_find(const ci_attend *at, int32_t start) {
 /* scores[row][key] = (sum over d of q[row][d] * k[d][key], in order) * k_scale[key] * scale for the queries `of`. Keys
  * a row does not see hold anything. */
 static void attend_scores(const ci_attend *at, const ci_keys *keys, ci_queries of) {
-    const int32_t one = (of.last - of.first) * at->group <= ATTENTION_MR;
-    const int32_t step = one ? keys->pages : ATTENTION_WIDTH(ATTENTION_MR);
-    for (int32_t first = 0; first < keys->pages; first += step) {
-        const int32_t n = attend_min(step, keys->pages - first), key = keys->start + first * CI_PAGE;
+    const int32_t seen = (at->position + of.last - 1 - keys->start) / CI_PAGE + 1; /* pages, by the last of them */
+    const int32_t pages = attend_min(keys->pages, seen), one = (of.last - of.first) * at->group <= ATTENTION_MR;
+    const int32_t step = one ? pages : ATTENTION_WIDTH(ATTENTION_MR);
+    for (int32_t first = 0; first < pages; first += step) {
+        const int32_t n = attend_min(step, pages - first), key = keys->start + first * CI_PAGE;
         const ci_queries seeing = attend_seeing(at, of, key, key + n * CI_PAGE - 1);
         const int64_t row = (int64_t)seeing.first * at->group, skipped = row - (int64_t)of.first * at->group;
         const ci_tile tile = {.a = at->q + row * at->head_dim,
@@ -170,6 +171,14 @@ static void attend_outputs(const ci_attend *at, const ci_keys *keys, ci_queries 
     }
 }
 
+/* Fetch the pages that follow those of the group into L2, the share of block i of n: what is converted next then lies
+ * near, and memory rests less. */
+static void attend_fetch(const ci_attend *at, const ci_keys *keys, int32_t i, int32_t n) {
+    for (int32_t page = keys->pages * i / n; page < keys->pages * (i + 1) / n; page++)
+        for (int64_t line = 0; line < 2 * at->kv->k_bytes; line += 64)
+            __builtin_prefetch(keys->k_ahead[page] + line, 0, 2);
+}
+
 /* The group of keys at `start`, for the queries that see one of them. */
 static void attend_group(const ci_attend *at, int32_t start, const ci_partial *partial) {
     const ci_queries tile = {0, at->queries};
@@ -180,8 +189,12 @@ static void attend_group(const ci_attend *at, int32_t start, const ci_partial *p
     keys.direct = (of.last - of.first) * at->group <= ATTENTION_MR && at->head_dim % VF_LANES == 0;
     if (!keys.direct)
         attend_widen(at, &keys);
-    for (int32_t query = of.first; query < of.last; query += block) {
+    const int32_t blocks = (of.last - of.first + block - 1) / block;
+    for (int32_t i = 0; i < blocks; i++) {
+        const int32_t query = of.first + i * block;
         const ci_queries now = {query, attend_min(query + block, of.last)};
+        if (!keys.direct)
+            attend_fetch(at, &keys, i, blocks);
         attend_scores(at, &keys, now);
         attend_softmax(at, &keys, now, partial);
         attend_outputs(at, &keys, now, partial);

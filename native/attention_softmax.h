@@ -73,28 +73,29 @@ ATTENTION_INLINE void attend_exp(const ci_attend *at, const ci_keys *keys, float
 }
 
 /* One update of the queries `of`, whose scores start at at->scores. In each pass rows overlap in the pipeline. Queries
- * at either end of what they see have a range of keys of their own. */
+ * at either end of what they see have a range of keys of their own; that of the others is a constant. */
 static void attend_softmax(const ci_attend *at, const ci_keys *keys, ci_queries of, const ci_partial *partial) {
-    const ci_queries all = attend_seeing_all(at, of, keys->start, keys->start + ATTENTION_GROUP - 1);
     const int32_t group = at->group, first = of.first * group, rows = of.last * group - first;
-    const int32_t begin = all.first * group - first, end = all.last * group - first;
-    float *s = at->scores;
     int32_t low, high;
-    for (int32_t i = 0; i < rows; i++, s += ATTENTION_GROUP)
-        if (i >= begin && i < end)
-            at->tops[i] = attend_maximum(at, s, 0, ATTENTION_GROUP, partial->max[first + i]);
-        else {
-            attend_visible(at, keys->start, of.first + i / group, &low, &high);
-            at->tops[i] = attend_maximum(at, s, low, high, partial->max[first + i]);
+    for (int32_t query = of.first, i = 0; query < of.last; query++) {
+        attend_visible(at, keys->start, query, &low, &high);
+        for (const int32_t end = i + group; i < end; i++) {
+            float *s = at->scores + i * ATTENTION_GROUP;
+            const float old = partial->max[first + i];
+            at->tops[i] = high - low == ATTENTION_GROUP ? attend_maximum(at, s, 0, ATTENTION_GROUP, old)
+                                                        : attend_maximum(at, s, low, high, old);
         }
+    }
     attend_rescale(at, first, rows, partial);
-    s = at->scores;
-    for (int32_t i = 0; i < rows; i++, s += ATTENTION_GROUP)
-        if (i >= begin && i < end)
-            attend_exp(at, keys, s, first + i, 0, ATTENTION_GROUP, partial);
-        else {
-            attend_visible(at, keys->start, of.first + i / group, &low, &high);
-            attend_exp(at, keys, s, first + i, low, high, partial);
+    for (int32_t query = of.first, i = 0; query < of.last; query++) {
+        attend_visible(at, keys->start, query, &low, &high);
+        for (const int32_t end = i + group; i < end; i++) {
+            float *s = at->scores + i * ATTENTION_GROUP;
+            if (high - low == ATTENTION_GROUP)
+                attend_exp(at, keys, s, first + i, 0, ATTENTION_GROUP, partial);
+            else
+                attend_exp(at, keys, s, first + i, low, high, partial);
         }
+    }
 }
 #endif

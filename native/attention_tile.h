@@ -41,7 +41,8 @@ ATTENTION_INLINE void tile_sum(const ci_tile *t, ci_corner at, vf16 *sum, const 
     const float *a = t->a + at.row * t->a_stride;
     const int64_t a_stride = t->a_stride, b_stride = t->b_stride;
     const int bytes = VF_LANES * (type == CI_F32 ? 4 : type == CI_I8 ? 1 : 2); /* of a column in a step */
-    for (int32_t segment = t->begin / t->segment, k = t->begin; k < t->end; segment++) {
+    int32_t segment = t->begin < t->segment ? 0 : t->begin / t->segment; /* mostly no division, which all waits for */
+    for (int32_t k = t->begin; k < t->end; segment++) {
         const int64_t first = (int64_t)segment * t->columns + at.column;
         const int32_t start = segment * t->segment;
         const int32_t end = t->end < start + t->segment ? t->end : start + t->segment;
@@ -132,10 +133,10 @@ TILE_ROWS(6)
 
 /* Any number of rows: blocks of nearly equal size, since a lone last row would run at its latency. */
 static void tile_run(const ci_tile *t, int32_t rows, int32_t n) {
-    int32_t blocks = (rows + ATTENTION_MR - 1) / ATTENTION_MR;
-    for (int32_t i = 0; i < blocks; i++) {
-        int32_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
-        switch (end - begin) {
+    const int32_t blocks = (rows + ATTENTION_MR - 1) / ATTENTION_MR, more = rows % blocks;
+    for (int32_t i = 0, begin = 0, n_rows = rows / blocks + 1; i < blocks; i++, begin += n_rows) {
+        n_rows -= i == more; /* the first `more` blocks have a row more */
+        switch (n_rows) {
         case 1:
             tile_rows_1(t, begin, n);
             break;
